@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+/*
+ * attach.c - what happens before main(): finds the page, maps it, and finds the
+ * functions that the shim stands in front of.
+ *
+ * The page lies beside the library itself, in the directory that `timeshim run` made
+ * for the task, so no environment variable has to survive for it to be found.  Whatever
+ * is wrong ends the process here: a program whose clocks are half virtual is worse off
+ * than one that did not start.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "slot.h"
+
+#define EXIT_CANNOT_ATTACH 126 /* as shells say "found but could not be executed" */
+
+struct shim shim;
+
+static void __attribute__((noreturn)) refuse(const char *what, const char *why)
+{
+	const char *part[] = { "timeshim: ", (const char *)getauxval(AT_EXECFN), " was not started: ",
+			       what, ": ", why, "\n" };
+	struct iovec iov[sizeof(part) / sizeof(part[0])];
+
+	for (size_t i = 0; i < sizeof(part) / sizeof(part[0]); i++)
+		iov[i] = (struct iovec){ (char *)part[i], strlen(part[i]) };
+	if (writev(STDERR_FILENO, iov, sizeof(part) / sizeof(part[0])) < 0) {
+		/* nobody left to tell */
+	}
+	_exit(EXIT_CANNOT_ATTACH);
+}
+
+static void page_path(char *path, size_t size)
+{
+	Dl_info self;
+	const char *slash;
+	size_t dir;
+
+	if (!dladdr(&shim, &self) || !(slash = strrchr(self.dli_fname, '/')))
+		refuse("libtimeshim.so", "loaded by a relative name; use `timeshim run`");
+	dir = slash - self.dli_fname;
+	if (dir + sizeof("/page") > size)
+		refuse(self.dli_fname, strerror(ENAMETOOLONG));
+	memcpy(path, self.dli_fname, dir);
+	strcpy(path + dir, "/page");
+}
+
+static void *map(const char *path, int flags, int prot, size_t size, off_t offset)
+{
+	int fd = open(path, flags | O_CLOEXEC);
+	void *area;
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st))
+		refuse(path, strerror(errno));
+	/* beyond the end of a file, a mapping only waits to raise SIGBUS */
+	if (st.st_size != TS_PAGE_SIZE)
+		refuse(path, "not a page of this shim (its size is wrong)");
+	area = mmap(NULL, size, prot, MAP_SHARED, fd, offset);
+	if (area == MAP_FAILED)
+		refuse(path, strerror(errno));
+	close(fd);
+	return area;
+}
+
+static void *next(const char *name)
+{
+	void *symbol = dlsym(RTLD_NEXT, name);
+
+	if (!symbol)
+		refuse(name, "not in this libc; glibc 2.31 or later is needed");
+	return symbol;
+}
+
+/*
+ * pthread_cond_timedwait() is not told which clock it waits on.  glibc keeps that in a bit of
+ * __wrefs (nptl/pthread_cond_init.c); rather than trust a version number, look whether it moves.
+ */
+static void check_cond_clock(void)
+{
+	pthread_condattr_t attr;
+	pthread_cond_t cond;
+
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&cond, &attr);
+	if (cond_clock(&cond) != CLOCK_MONOTONIC)
+		refuse("pthread_cond_t", "this libc keeps its clock in an unknown place");
+	pthread_cond_init(&cond, NULL);
+	if (cond_clock(&cond) != CLOCK_REALTIME)
+		refuse("pthread_cond_t", "this libc keeps its clock in an unknown place");
+}
+
+void attach(void)
+{
+	const struct ts_clock_area *clocks;
+	char path[PATH_MAX];
+
+	if (shim.clocks)
+		return;
+
+	shim.kernel_clock = vdso_clock_gettime();
+
+	page_path(path, sizeof(path));
+	clocks = map(path, O_RDONLY, PROT_READ, sizeof(*clocks), 0);
+	if (clocks->magic != TIMESHIM_MAGIC)
+		refuse(path, "not a page");
+	if (clocks->abi != TIMESHIM_ABI || clocks->size != TS_PAGE_SIZE)
+		refuse(path, "a page of another timeshim version");
+	shim.task = map(path, O_RDWR, PROT_READ | PROT_WRITE, sizeof(*shim.task), TS_TASK_AREA);
+
+	/*
+	 * Before dlsym: should it call a malloc() that reads the clock, that read must find
+	 * the shim attached instead of coming here again.
+	 */
+	__atomic_store_n(&shim.clocks, clocks, __ATOMIC_RELEASE);
+
+	shim.clock_nanosleep = next("clock_nanosleep");
+	shim.cond_timedwait = next("pthread_cond_timedwait");
+	shim.cond_clockwait = next("pthread_cond_clockwait");
+	shim.mutex_clocklock = next("pthread_mutex_clocklock");
+	shim.rwlock_clockrdlock = next("pthread_rwlock_clockrdlock");
+	shim.rwlock_clockwrlock = next("pthread_rwlock_clockwrlock");
+	shim.clockjoin_np = next("pthread_clockjoin_np");
+	shim.sem_clockwait = next("sem_clockwait");
+	check_cond_clock();
+}
+
+static void __attribute__((constructor)) attach_at_load(void)
+{
+	attach();
+	__atomic_fetch_add(&shim.task->attached, 1, __ATOMIC_RELAXED);
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * page.h - the page: one file per task, mapped by every process of the task.
+ *
+ * It is all that the shim (inside the application) and the supervisor (outside)
+ * share, and this header is its only description: the C compiler reads it for the
+ * shim, cffi reads it for Python.  It may therefore hold nothing but plain structs,
+ * integer defines and one-line static assertions (which build.py drops for cffi).
+ *
+ * A field says who writes it.  Offsets within the file never move while
+ * TIMESHIM_ABI stays the same: a task carries its own copy of the shim from host to
+ * host, so a supervisor of another release must still understand its page.
+ *
+ *   0x0000  struct ts_clock_area   mapped read-only by the application
+ *   0x1000  struct ts_task_area    mapped read-write by the application
+ */
+#ifndef TIMESHIM_PAGE_H
+#define TIMESHIM_PAGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define TIMESHIM_MAGIC 0x6d6968732d656d74 /* "tme-shim", little endian */
+#define TIMESHIM_ABI 1
+
+#define TS_TASK_AREA 4096 /* file offset of struct ts_task_area: its own mapping */
+#define TS_SLOTS 65536 /* a power of two; untouched slots cost nothing (sparse) */
+
+/* The clocks that are shifted; each indexes ts_epoch.offset. */
+#define TS_MONOTONIC 0 /* and CLOCK_MONOTONIC_COARSE */
+#define TS_RAW 1 /* CLOCK_MONOTONIC_RAW */
+#define TS_BOOTTIME 2 /* and CLOCK_BOOTTIME_ALARM */
+#define TS_CLOCKS 3
+
+#define TS_RATIO_SHIFT 60 /* fixed point of ts_epoch.tsc_ratio: Q4.60 */
+
+/* A point in time or a span; 0 <= nsec < 1e9 always, so negative spans have sec < 0. */
+struct ts_time {
+	int64_t sec;
+	int64_t nsec;
+};
+
+/*
+ * What turns kernel clocks into virtual ones while the task stays on one host.
+ * Written by the supervisor only, and only into the copy that is not in use.
+ */
+struct ts_epoch {
+	struct ts_time offset[TS_CLOCKS]; /* virtual = kernel + offset */
+	struct ts_time coarse_floor; /* virtual MONOTONIC_COARSE is never below this: the
+					destination's coarse clock may lag more than the source's */
+	uint64_t tsc_ratio; /* virtual TSC = (hardware * tsc_ratio >> TS_RATIO_SHIFT) ... */
+	uint64_t tsc_offset; /* ... + tsc_offset, modulo 2^64 */
+};
+
+/*
+ * Readers take epoch[generation & 1], read the clock, and look at generation again
+ * (a latch, as in the kernel's seqcount_latch_t).  The writer fills the other copy and
+ * then increments generation.  Nobody waits for anybody: a writer that dies half way
+ * leaves the copy in use intact.
+ */
+struct ts_clock_area {
+	uint64_t magic; /* TIMESHIM_MAGIC; creator */
+	uint32_t abi; /* TIMESHIM_ABI; creator */
+	uint32_t size; /* of the file, in bytes; creator */
+	char task[40]; /* id of the task, NUL-terminated; creator */
+	uint64_t generation; /* supervisor; incremented whenever an epoch begins */
+	struct ts_epoch epoch[2]; /* supervisor */
+	uint64_t tsc_hz; /* virtual TSC frequency, for the life of the task; creator */
+	uint64_t migrations; /* supervisor */
+	uint64_t blackout_ns; /* sum over all migrations, real time; supervisor */
+};
+
+/*
+ * A wait in progress whose deadline is absolute.  The kernel is given the address of
+ * kernel, so a deadline that was computed for the source's clocks can be corrected on
+ * the destination before the system call is executed again.
+ *
+ * All fields are written by the thread that owns the slot; kernel is rewritten by the
+ * supervisor too, while no thread of the task runs.
+ */
+struct ts_slot {
+	uint32_t owner; /* thread id; 0 = free */
+	uint32_t armed; /* non-zero: clock, deadline and kernel are valid */
+	uint64_t frame; /* stack pointer of the owner: tells nested from left behind */
+	struct ts_time deadline; /* virtual: what the application asked for */
+	struct ts_time kernel; /* what the kernel is told */
+	uint32_t clock; /* TS_MONOTONIC, TS_RAW or TS_BOOTTIME */
+	uint32_t reserved[3];
+};
+
+struct ts_task_area {
+	uint64_t attached; /* processes that the shim attached to, ever; application */
+	uint64_t slots_exhausted; /* waits that found no free slot; application */
+	uint64_t reserved[6];
+	struct ts_slot slot[TS_SLOTS];
+};
+
+_Static_assert(sizeof(struct ts_time) == 16, "same layout as struct timespec on x86-64");
+_Static_assert(sizeof(struct ts_slot) == 64, "one cache line, so owners do not contend");
+_Static_assert(sizeof(struct ts_clock_area) <= TS_TASK_AREA, "the areas overlap");
+
+#define TS_PAGE_SIZE 4198464 /* bytes of the file */
+_Static_assert(TS_PAGE_SIZE == TS_TASK_AREA + sizeof(struct ts_task_area), "TS_PAGE_SIZE is stale");
+
+#endif

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * shim.h - what the files of libtimeshim.so share.
+ *
+ * The rules of this library, which lives in other people's processes:
+ *  - libc is its only dependency, and only the names in libtimeshim.map are visible;
+ *  - a clock read takes no lock, allocates nothing, uses no thread-local variable and
+ *    leaves errno alone: it may run in a signal handler, in a vfork child, on a stack of
+ *    a few hundred bytes, and before any constructor;
+ *  - a thread may be frozen between any two instructions and go on under another kernel,
+ *    whose clocks read otherwise.  Whatever was computed from a clock or an offset is
+ *    used only after the generation has been seen unchanged, or lies in a slot;
+ *  - what cannot be virtualized ends the process with one sentence, before main().
+ */
+#ifndef TIMESHIM_SHIM_H
+#define TIMESHIM_SHIM_H
+
+#include <pthread.h>
+#include <semaphore.h>
+#include <time.h>
+
+#include "arith.h"
+#include "page.h"
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+typedef int clock_gettime_fn(clockid_t, struct timespec *);
+
+/* Set by attach(), before anything else of the shim runs; constant ever after. */
+struct shim {
+	const struct ts_clock_area *clocks;
+	struct ts_task_area *task;
+	clock_gettime_fn *kernel_clock; /* 0 or -errno, as the vDSO returns it */
+
+	/* the next definitions in the search order, normally libc's */
+	int (*clock_nanosleep)(clockid_t, int, const struct timespec *, struct timespec *);
+	int (*cond_timedwait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+	int (*cond_clockwait)(pthread_cond_t *, pthread_mutex_t *, clockid_t,
+			      const struct timespec *);
+	int (*mutex_clocklock)(pthread_mutex_t *, clockid_t, const struct timespec *);
+	int (*rwlock_clockrdlock)(pthread_rwlock_t *, clockid_t, const struct timespec *);
+	int (*rwlock_clockwrlock)(pthread_rwlock_t *, clockid_t, const struct timespec *);
+	int (*clockjoin_np)(pthread_t, void **, clockid_t, const struct timespec *);
+	int (*sem_clockwait)(sem_t *, clockid_t, const struct timespec *);
+};
+
+extern struct shim shim;
+
+/* attach.c: maps the page and fills shim; ends the process if it cannot.  Idempotent. */
+void attach(void);
+
+/* vdso.c: the kernel's own clock_gettime, without the dynamic linker's help. */
+clock_gettime_fn *vdso_clock_gettime(void);
+
+/* Index of a clock in ts_epoch.offset, or -1 for one that is not shifted. */
+static inline int clock_index(clockid_t id)
+{
+	static const signed char index[] = {
+		[CLOCK_REALTIME] = -1,
+		[CLOCK_MONOTONIC] = TS_MONOTONIC,
+		[CLOCK_PROCESS_CPUTIME_ID] = -1,
+		[CLOCK_THREAD_CPUTIME_ID] = -1,
+		[CLOCK_MONOTONIC_RAW] = TS_RAW,
+		[CLOCK_REALTIME_COARSE] = -1,
+		[CLOCK_MONOTONIC_COARSE] = TS_MONOTONIC,
+		[CLOCK_BOOTTIME] = TS_BOOTTIME,
+		[CLOCK_REALTIME_ALARM] = -1,
+		[CLOCK_BOOTTIME_ALARM] = TS_BOOTTIME,
+	};
+
+	return (unsigned int)id < sizeof(index) ? index[id] : -1;
+}
+
+static inline uint64_t generation(void)
+{
+	return __atomic_load_n(&shim.clocks->generation, __ATOMIC_ACQUIRE);
+}
+
+/* True if nothing moved since the caller saw the generation seen. */
+static inline bool still(uint64_t seen)
+{
+	/* what was read from the page and the clock must have been read before this */
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	return likely(__atomic_load_n(&shim.clocks->generation, __ATOMIC_RELAXED) == seen);
+}
+
+static inline const struct ts_epoch *epoch_of(uint64_t seen)
+{
+	return &shim.clocks->epoch[seen & 1];
+}
+
+#endif

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+/*
+ * wait.c - the calls that wait until an absolute time on a clock that is shifted.
+ *
+ * Each goes to libc with its deadline in a slot.  That libc hands the pointer on to the
+ * kernel, instead of a copy, is a property of nptl (__futex_abstimed_wait_common in
+ * nptl/futex-internal.c); the migration tests would see it disappear.
+ */
+#include <errno.h>
+
+#include "slot.h"
+
+/*
+ * Evaluates call, which yields an error number, with deadline standing for what the kernel
+ * is to be told instead of abstime, until it ends for a reason of its own.
+ */
+#define UNTIL(deadline, abstime, clock, call)                                       \
+	({                                                                          \
+		struct wait wait;                                                   \
+		const struct timespec *deadline = wait_begin(&wait, clock, abstime); \
+		int err;                                                            \
+                                                                                    \
+		pthread_cleanup_push(wait_end, &wait);                              \
+		do                                                                  \
+			err = (call);                                               \
+		while (wait_again(&wait, err));                                     \
+		pthread_cleanup_pop(1);                                             \
+		err;                                                                \
+	})
+
+int clock_nanosleep(clockid_t id, int flags, const struct timespec *req, struct timespec *rem)
+{
+	/* a relative sleep has no deadline on any clock of the application's */
+	const struct timespec *abstime = flags & TIMER_ABSTIME ? req : NULL;
+
+	return UNTIL(until, abstime, id,
+		     shim.clock_nanosleep(id, flags, until ? until : req, rem));
+}
+
+int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
+			   const struct timespec *abstime)
+{
+	return UNTIL(until, abstime, cond_clock(cond), shim.cond_timedwait(cond, mutex, until));
+}
+
+int pthread_cond_clockwait(pthread_cond_t *cond, pthread_mutex_t *mutex, clockid_t id,
+			   const struct timespec *abstime)
+{
+	return UNTIL(until, abstime, id, shim.cond_clockwait(cond, mutex, id, until));
+}
+
+int pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t id, const struct timespec *abstime)
+{
+	return UNTIL(until, abstime, id, shim.mutex_clocklock(mutex, id, until));
+}
+
+int pthread_rwlock_clockrdlock(pthread_rwlock_t *lock, clockid_t id,
+			       const struct timespec *abstime)
+{
+	return UNTIL(until, abstime, id, shim.rwlock_clockrdlock(lock, id, until));
+}
+
+int pthread_rwlock_clockwrlock(pthread_rwlock_t *lock, clockid_t id,
+			       const struct timespec *abstime)
+{
+	return UNTIL(until, abstime, id, shim.rwlock_clockwrlock(lock, id, until));
+}
+
+int pthread_clockjoin_np(pthread_t thread, void **result, clockid_t id,
+			 const struct timespec *abstime)
+{
+	return UNTIL(until, abstime, id, shim.clockjoin_np(thread, result, id, until));
+}
+
+int sem_clockwait(sem_t *sem, clockid_t id, const struct timespec *abstime)
+{
+	int err = UNTIL(until, abstime, id, shim.sem_clockwait(sem, id, until) ? errno : 0);
+
+	if (!err)
+		return 0;
+	errno = err;
+	return -1;
+}
