@@ -1,0 +1,114 @@
+"""A cgroup (version 2) for each task: it names its processes, freezes and kills them as one.
+
+Freezing with the cgroup is what makes the moment of freeze known: CRIU's own seizing takes
+tens of milliseconds, and says nothing of when it ended. See cgroup freezer in the kernel's
+Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from timeshim.errors import Error
+
+FREEZE_SECONDS = 10.0
+
+
+def hierarchy() -> Path:
+    """Return where the cgroup version 2 hierarchy is mounted.
+
+    Raises:
+        Error: nowhere.
+    """
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        if source.startswith("cgroup2 "):
+            return Path(mount.split()[4])
+    message = "this host has no cgroup version 2 hierarchy: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`"  # noqa: E501
+    raise Error(message)
+
+
+@dataclass(frozen=True)
+class Cgroup:
+    """A leaf cgroup."""
+
+    path: Path
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """Return the cgroup of that name, which all of timeshim's have one parent for."""
+        return cls(hierarchy() / "timeshim" / name)
+
+    def create(self) -> None:
+        """Create it."""
+        self.path.mkdir(parents=True)
+
+    def _write(self, file: str, value: str) -> None:
+        (self.path / file).write_text(value)
+
+    def add(self, pid: int) -> None:
+        """Move a process into the cgroup; 0 is the calling one."""
+        self._write("cgroup.procs", str(pid))
+
+    def pids(self) -> list[int]:
+        """Return its processes, as the caller's pid namespace numbers them."""
+        return [int(pid) for pid in (self.path / "cgroup.procs").read_text().split()]
+
+    def _events(self) -> dict[str, str]:
+        text = (self.path / "cgroup.events").read_text()
+        return dict(line.split() for line in text.splitlines())
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all of its processes are stopped, outside any system call's middle."""
+        return self._events()["frozen"] == "1"
+
+    @property
+    def populated(self) -> bool:
+        """Whether any process is left in it."""
+        return self._events()["populated"] == "1"
+
+    def freeze(self) -> None:
+        """Stop all of its processes and return as soon as they are stopped.
+
+        Raises:
+            Error: some process does not stop (uninterruptible in the kernel); all run on.
+        """
+        self.begin_freeze()
+        events = self.path / "cgroup.events"
+        deadline = time.monotonic() + FREEZE_SECONDS
+        while "frozen 1" not in events.read_text():  # it takes about 0.1 ms: no sleeping
+            if time.monotonic() > deadline:
+                self.thaw()
+                message = f"the task did not freeze within {FREEZE_SECONDS:.0f} s: a process of it is stuck in the kernel"  # noqa: E501
+                raise Error(message)
+
+    def begin_freeze(self) -> None:
+        """Ask for its processes, and those that join it, to stop."""
+        self._write("cgroup.freeze", "1")
+
+    def thaw(self) -> None:
+        """Let them run."""
+        self._write("cgroup.freeze", "0")
+
+    def kill(self) -> None:
+        """Kill all of its processes, frozen or not."""
+        self._write("cgroup.kill", "1")
+
+    def remove(self) -> None:
+        """Remove the cgroup, if it is there and empty."""
+        deadline = time.monotonic() + 1.0
+        while True:
+            try:
+                self.path.rmdir()
+            except FileNotFoundError:
+                return
+            except OSError:  # EBUSY: killed processes take a moment to leave
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.002)
+            else:
+                return

@@ -1,0 +1,222 @@
+"""The command line for tasks on this host: run, ps, clocks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import asdict, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from timeshim import launch, program, tsc
+from timeshim.clocks import NSEC, begin_epoch, frame_of, read_clocks
+from timeshim.control import Control
+from timeshim.errors import Error
+from timeshim.page import TSC_RATIO_ONE
+from timeshim.tasks import Task, all_tasks, find, runtime_dir
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Span(click.ParamType):
+    """A signed span of time such as +497d, -3s, 1.5h; in nanoseconds."""
+
+    name = "span"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Parse it."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([+-]?)(\d+)(?:\.(\d{1,9}))?([smhd]?)", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a span of time: write +497d, -3s, 1.5h", param, ctx)
+        sign, whole, part, unit = match.groups()
+        ns = (int(whole) * NSEC + int((part or "0").ljust(9, "0"))) * _UNITS[unit or "s"]
+        if ns >= 2**62:
+            self.fail(f"{value!r} is more than a clock can be shifted by (146 years)", param, ctx)
+        return -ns if sign == "-" else ns
+
+
+class Group(click.Group):
+    """A command group that prints `Error` as one sentence."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except Error as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="timeshim")
+def main() -> None:
+    """Move running programs between hosts without any of their clocks noticing."""
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option("--name", help="What to call the task (default: the command's name).")
+@click.option(
+    "--monotonic",
+    type=Span(),
+    default=0,
+    metavar="SPAN",
+    help="Start with MONOTONIC, BOOTTIME and the TSC shifted, e.g. +497d: as if the host had been up so much longer.",
+)
+@click.option(
+    "--clocks",
+    type=click.Choice(["shim", "none"]),
+    default="shim",
+    show_default=True,
+    help="Whose clocks the program sees: the shim's, or (none) the kernel's.",
+)
+@click.option("-d", "--detach", is_flag=True, help="Return once it runs; its output goes to a log.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    name: str | None, monotonic: int, clocks: str, command: tuple[str, ...], *, detach: bool
+) -> None:
+    """Launch COMMAND as a task, in the foreground.
+
+    The task's standard input is empty, and it has no terminal.
+    """
+    path = program.find(command[0])
+    if clocks == "shim":
+        program.check_reachable(path)
+    elif monotonic:
+        message = "--monotonic shifts the shim's clocks: it cannot be used with --clocks=none"
+        raise Error(message)
+    frequency = tsc.measure_once(runtime_dir() / "tsc.json")
+    task = Task.create(name, list(command), clocks, frequency.hz)
+    try:
+        if monotonic:
+            shift(task, monotonic)
+    except Error:
+        task.remove()
+        raise
+    report = launch.launch(task, detach=detach)
+    if detach:
+        click.echo(task.name)
+    else:
+        raise SystemExit(launch.follow(task, report))
+
+
+def shift(task: Task, ns: int) -> None:
+    """Shift the clocks of a task that has not begun to run.
+
+    Raises:
+        Error: a clock would be negative.
+    """
+    now = read_clocks()
+    if now.monotonic + ns < 0:
+        up = timedelta(seconds=now.monotonic // NSEC)
+        message = f"the clocks would be negative: CLOCK_MONOTONIC on this host reads {up} only"
+        raise Error(message)
+    with task.page() as page:
+        shifted = replace(
+            now,
+            monotonic=now.monotonic + ns,
+            raw=now.raw + ns,
+            coarse=now.coarse + ns,
+            boottime=now.boottime + ns,
+            tsc=(now.tsc + ns * page.tsc_hz // NSEC) % 2**64,
+        )
+        page.publish(begin_epoch(shifted, now, TSC_RATIO_ONE))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ps(*, as_json: bool) -> None:
+    """List the tasks on this host."""
+    rows = [describe(task) for task in all_tasks()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, header_style="bold")
+    for title in ("NAME", "STATE", "PROCESSES", "SHIM", "MIGRATIONS", "COMMAND"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            row["state"] + (f" to {row['destination']}" if row["destination"] else ""),
+            str(len(row["pids"])),
+            f"in {row['covered']} of {row['eligible']}" if row["clocks"] == "shim" else "none",
+            str(row["migrations"]),
+            shlex.join(row["argv"]),
+        )
+    show(table)
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """Return what there is to know about a task; keys as in `ps --json`."""
+    with Control(task.control) as control, task.page() as page:
+        status = control("status")
+        pids = task.pids() or status["pids"]
+        covered = sum(maps_page(pid) for pid in pids)
+        return asdict(task) | {
+            "state": status["state"],
+            "destination": status["destination"],
+            "pids": pids,
+            "covered": covered,
+            "eligible": max(len(pids) - 1, covered),  # all but the reaper
+            "migrations": page.migrations,
+            "blackout_ns": page.blackout_ns,
+            "slots_exhausted": page.slots_exhausted,
+        }
+
+
+def show(table: Table) -> None:
+    """Print a table, as wide as it needs where nobody's terminal limits it."""
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)
+
+
+def maps_page(pid: int) -> bool:
+    """Tell whether the shim is attached to a process: set-user-ID programs lose it."""
+    try:
+        return "/page\n" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, in nanoseconds and ticks.")
+@click.argument("task")
+def clocks(task: str, *, as_json: bool) -> None:
+    """Show TASK's clocks: the host's, its own kernel interface's, and those it sees."""
+    found = find(task)
+    with found.page() as page, Control(found.control) as control:
+        pid = next(iter(found.pids()), None) or control("status")["root"]
+        host = read_clocks()
+        kernel = host.in_namespace(frame_of(pid))
+        virtual = kernel.virtual(page.epoch) if found.clocks == "shim" else kernel
+        frequency = tsc.measure_once(runtime_dir() / "tsc.json")
+        hz = page.tsc_hz
+    readings = {"host": host, "kernel": kernel, "virtual": virtual}
+    if as_json:
+        record: dict[str, Any] = {frame: asdict(at) for frame, at in readings.items()}
+        record["tsc_frequency"] = asdict(frequency) | {"virtual_hz": hz}
+        click.echo(json.dumps(record, indent=2))
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("CLOCK")
+    for frame in readings:
+        table.add_column(frame.upper(), justify="right")
+    for title, field in (
+        ("MONOTONIC", "monotonic"),
+        ("MONOTONIC_RAW", "raw"),
+        ("MONOTONIC_COARSE", "coarse"),
+        ("BOOTTIME", "boottime"),
+        ("REALTIME", "realtime"),
+    ):
+        table.add_row(title, *(f"{getattr(at, field) / NSEC:.6f} s" for at in readings.values()))
+    table.add_row("TSC", *(str(at.tsc) for at in readings.values()))
+    show(table)
+    click.echo(f"TSC frequency: {frequency}; the task's: {hz / 1e6:.3f} MHz")

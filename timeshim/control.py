@@ -1,0 +1,67 @@
+"""Talking to a task's supervisor: one JSON object a line, each answered by one line.
+
+The connection is a lease. What the caller began with `freeze` ends with the connection unless
+it has said `go`; so a harness that is killed leaves a task that runs.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any, Self
+
+from timeshim.errors import Error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ANSWER_SECONDS = 60.0
+
+
+class Control:
+    """A connection to a supervisor."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect.
+
+        Raises:
+            Error: the supervisor does not listen: the task has ended.
+        """
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(ANSWER_SECONDS)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            message = f"the task's supervisor does not answer: {error.strerror}"
+            raise Error(message) from None
+        self._lines = self._socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        """Return the connection."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection, which ends the lease."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, which ends the lease."""
+        self._lines.close()
+        self._socket.close()
+
+    def __call__(self, operation: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON
+        """Have the supervisor do something, and return what it answers.
+
+        Raises:
+            Error: it refused, and why; or it ended.
+        """
+        self._socket.sendall(json.dumps([operation, arguments]).encode() + b"\n")
+        line = self._lines.readline()
+        if not line:
+            message = "the task has ended"
+            raise Error(message)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Error(answer["error"])
+        return answer["result"]

@@ -1,0 +1,217 @@
+"""The page of a task, seen from outside: created, checked, published to, its slots corrected.
+
+The layout is preload/page.h; nothing here repeats it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+from timeshim._native import ffi, lib
+from timeshim.errors import Error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TSC_RATIO_ONE: int = 1 << lib.TS_RATIO_SHIFT
+
+
+class Page:
+    """A mapped page. Use `create` or `open`; it is a context manager that unmaps it."""
+
+    def __init__(self, fd: int) -> None:
+        """Map the page behind a descriptor, which from now on belongs to this object."""
+        self._fd = fd
+        self._map = mmap.mmap(fd, lib.TS_PAGE_SIZE)
+        self._bytes = ffi.from_buffer(self._map)
+        self._clocks: Any = ffi.cast("struct ts_clock_area *", self._bytes)
+        self._task: Any = ffi.cast("struct ts_task_area *", self._bytes + lib.TS_TASK_AREA)
+
+    @classmethod
+    def create(cls, path: Path, task: str, tsc_hz: int) -> Self:
+        """Create the page of a task whose virtual clocks are, so far, the kernel's.
+
+        Any process of the task may write to its slots, whatever user it has become: the
+        directory is what keeps others away.
+
+        Args:
+            path: where; must not exist.
+            task: the task's id.
+            tsc_hz: frequency of the virtual TSC, for the life of the task, in Hz.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.fchmod(fd, 0o666)
+        os.ftruncate(fd, lib.TS_PAGE_SIZE)
+        page = cls(fd)
+        clocks = page._clocks
+        clocks.abi = lib.TIMESHIM_ABI
+        clocks.size = lib.TS_PAGE_SIZE
+        clocks.task = task.encode()
+        clocks.tsc_hz = tsc_hz
+        clocks.epoch[0].tsc_ratio = TSC_RATIO_ONE
+        clocks.magic = lib.TIMESHIM_MAGIC
+        return page
+
+    @classmethod
+    def open(cls, path: Path, task: str) -> Self:
+        """Map the page of a task that runs.
+
+        Raises:
+            Error: the file is missing, truncated, of another version, or another task's.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"the page {path} cannot be opened: {error.strerror}"
+            raise Error(message) from None
+        size = os.fstat(fd).st_size
+        if size != lib.TS_PAGE_SIZE:
+            os.close(fd)
+            message = f"{path} is not a page of this version: it has {size} bytes instead of {lib.TS_PAGE_SIZE}"  # noqa: E501
+            raise Error(message)
+        page = cls(fd)
+        problem = page._problem(task)
+        if problem:
+            page.close()
+            message = f"{path} {problem}"
+            raise Error(message)
+        return page
+
+    def _problem(self, task: str) -> str:
+        """Say what is wrong with the page, or nothing."""
+        clocks = self._clocks
+        if clocks.magic != lib.TIMESHIM_MAGIC:
+            return "is not a page: its magic number is wrong"
+        if clocks.abi != lib.TIMESHIM_ABI or clocks.size != lib.TS_PAGE_SIZE:
+            return f"is a page of ABI {clocks.abi}, this is timeshim with ABI {lib.TIMESHIM_ABI}"
+        if ffi.string(clocks.task).decode(errors="replace") != task:
+            return f"is not the page of task {task}"
+        return ""
+
+    def __enter__(self) -> Self:
+        """Return the page itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unmap the page."""
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the page. Pointers into it must not be used any more."""
+        del self._clocks, self._task
+        ffi.release(self._bytes)
+        self._map.close()
+        os.close(self._fd)
+
+    @property
+    def generation(self) -> int:
+        """How many epochs have begun."""
+        return int(self._clocks.generation)
+
+    @property
+    def epoch(self) -> Any:  # noqa: ANN401 - a struct ts_epoch
+        """The struct ts_epoch in force."""
+        return self._clocks.epoch[self._clocks.generation & 1]
+
+    @property
+    def tsc_hz(self) -> int:
+        """Frequency of the virtual TSC in Hz."""
+        return int(self._clocks.tsc_hz)
+
+    @property
+    def migrations(self) -> int:
+        """How many migrations the task has behind it."""
+        return int(self._clocks.migrations)
+
+    @property
+    def blackout_ns(self) -> int:
+        """Real time in which the task ran nowhere, over all migrations, in nanoseconds."""
+        return int(self._clocks.blackout_ns)
+
+    @property
+    def attached(self) -> int:
+        """How many processes the shim has ever attached to."""
+        return int(self._task.attached)
+
+    @property
+    def slots_exhausted(self) -> int:
+        """How many waits found no free slot, so that a migration could not correct them."""
+        return int(self._task.slots_exhausted)
+
+    def record_migration(self, blackout_ns: int) -> None:
+        """Count a migration; before the epoch that it begins is published."""
+        self._clocks.migrations += 1
+        self._clocks.blackout_ns += blackout_ns
+
+    def inherit(self, generation: int, migrations: int, blackout_ns: int) -> None:
+        """Take over what a page on another host had counted.
+
+        The generation above all: a thread frozen in the middle of a read on the source
+        remembers it, and must find another one here once an epoch has been published.
+        """
+        epoch = ffi.new("struct ts_epoch *", self.epoch)
+        self._clocks.generation = generation
+        self._clocks.epoch[generation & 1] = epoch[0]
+        self._clocks.migrations = migrations
+        self._clocks.blackout_ns = blackout_ns
+
+    def publish(self, epoch: Any) -> None:  # noqa: ANN401 - a struct ts_epoch *
+        """Begin an epoch: all clock reads from now on, also those in progress, are in it."""
+        lib.ts_publish(self._clocks, epoch)
+
+    def correct_slots(self, epoch: Any) -> int:  # noqa: ANN401 - a struct ts_epoch *
+        """Make the kernel deadlines of all waits in progress right for an epoch.
+
+        Only while no thread of the task runs.
+
+        Returns:
+            How many there were.
+        """
+        slots = ffi.addressof(self._task, "slot")
+        corrected = 0
+        for start, end in self._written():
+            first = max(0, start - lib.TS_TASK_AREA - self._slot_offset) // self._slot_size
+            last = (end - lib.TS_TASK_AREA - self._slot_offset) // self._slot_size
+            corrected += lib.ts_correct_slots(slots[0] + first, last - first, epoch)
+        return corrected
+
+    _slot_offset = ffi.offsetof("struct ts_task_area", "slot")
+    _slot_size = ffi.sizeof("struct ts_slot")
+
+    def _written(self) -> Iterator[tuple[int, int]]:
+        """Yield the parts of the task area that were ever written, as file offsets.
+
+        A page has slots for more threads than any task has. Looking for the holes with
+        SEEK_DATA instead of reading them keeps them holes: reading a hole of a mapped tmpfs
+        file allocates it.
+        """
+        position: int = lib.TS_TASK_AREA
+        while position < lib.TS_PAGE_SIZE:
+            try:
+                start = os.lseek(self._fd, position, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole up to the end
+                return
+            position = os.lseek(self._fd, start, os.SEEK_HOLE)
+            yield start, min(position, lib.TS_PAGE_SIZE)
+
+    def task_area(self) -> dict[int, bytes]:
+        """Return what the task ever wrote to the page: file offset -> bytes.
+
+        CRIU does not dump the contents of files, shared mappings of them included.
+        """
+        return {start: self._map[start:end] for start, end in self._written()}
+
+    def restore_task_area(self, parts: dict[int, bytes]) -> None:
+        """Write what `task_area` returned on another host.
+
+        Raises:
+            Error: a part lies outside the task area.
+        """
+        for start, data in parts.items():
+            if start < lib.TS_TASK_AREA or start + len(data) > lib.TS_PAGE_SIZE:
+                message = "the export describes slots that lie outside the page"
+                raise Error(message)
+            self._map[start : start + len(data)] = data

@@ -1,0 +1,381 @@
+"""The process above a task that stays on its host: the init of its capsule.
+
+A *capsule* is a pid namespace, so that the task's pids are free wherever it arrives, a mount
+namespace, in which the task's files have the same path everywhere, and a cgroup. The supervisor
+is not part of what CRIU dumps. It reaps, relays what the task prints, freezes, and is the one
+place that decides whether the task may run here:
+
+    running ── freeze ──▶ frozen ── go ──▶ leaving ── kill ──▶ (gone)
+       ▲                    │
+       └── resume, or the harness died
+
+    arriving ── commit ──▶ running           arriving ── the harness died ──▶ (gone)
+
+Its memory is the journal of that decision: if it dies, the kernel kills the whole capsule.
+Without root there is no capsule, and the task cannot be frozen or moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timeshim import clocks
+from timeshim._native import lib
+from timeshim.clocks import Export, frame_of, read_clocks
+from timeshim.errors import Error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from timeshim.tasks import Task
+
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 2, 4, 8, 32, 4096
+MS_REC, MS_SLAVE = 16384, 1 << 19
+
+ATTACH_SECONDS = 10.0
+FORWARDED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+
+def mount(source: str | None, target: Path, kind: str | None, flags: int) -> None:
+    """Call mount(2)."""
+    error = lib.ts_mount(
+        os.fsencode(source) if source else b"none",
+        os.fsencode(target),
+        kind.encode() if kind else b"",
+        flags,
+    )
+    if error:
+        message = f"cannot mount {target}: {os.strerror(error)}"
+        raise Error(message)
+
+
+def relay(source: int, target: int | None, log: Path) -> None:
+    """Copy what the task prints to where it was launched, or to its log once nobody is there."""
+    with contextlib.closing(os.fdopen(source, "rb", buffering=0)) as pipe:
+        while data := pipe.read(1 << 16):
+            while data:
+                if target is None:
+                    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+                try:
+                    data = data[os.write(target, data) :]
+                except BrokenPipeError:
+                    return  # closes our end, so that the task's next write fails as well
+                except OSError:  # the terminal is gone
+                    target = None
+
+
+class Supervisor:
+    """Supervises one task. Lives in a process of its own; see `timeshim.launch`."""
+
+    def __init__(self, task: Task, outputs: list[tuple[int, int | None]], report: int) -> None:
+        """Prepare; nothing happens yet.
+
+        Args:
+            task: the task.
+            outputs: for each pipe that the task writes to, the reading end, and the descriptor
+                that its contents go to (None: the task's log).
+            report: descriptor for progress reports: one JSON object a line.
+        """
+        self.task = task
+        self.outputs = outputs
+        self.report_fd = report
+        self.page = task.page()
+        self.state = "arriving"
+        self.root = 0
+        self.exit_code: int | None = None
+        self.export: Export | None = None
+        self.lease: socket.socket | None = None
+        self.destination = ""
+        self.relays: list[threading.Thread] = []
+        self.selector = selectors.DefaultSelector()
+
+    def report(self, **event: Any) -> None:  # noqa: ANN401 - JSON
+        """Tell whoever launched the task, if anybody still listens."""
+        with contextlib.suppress(OSError):
+            os.write(self.report_fd, json.dumps(event).encode() + b"\n")
+
+    def enter_capsule(self) -> None:
+        """Set the capsule's file system view up; we are its first process already."""
+        mount(None, Path("/"), None, MS_REC | MS_SLAVE)
+        mount("proc", Path("/proc"), "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        mount(str(self.task.shared), self.task.inside, None, MS_BIND)
+        # /run is often mounted noexec, and the shim is code
+        mount(None, self.task.inside, None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)
+
+    def reserve_pids(self) -> None:
+        """Take our own threads' and CRIU's pids from the far end: the task brings its own."""
+        highest = int(Path("/proc/sys/kernel/pid_max").read_text())
+        LAST_PID.write_text(str(highest - 2000))
+
+    def launch(self, argv: list[str], descriptors: dict[int, int]) -> None:
+        """Start the reaper, and through it the application.
+
+        Args:
+            argv: the command.
+            descriptors: descriptor in the task -> ours.
+        """
+        shim = str(self.task.inside / "libtimeshim.so") if self.task.clocks == "shim" else ""
+        self.root = os.fork()
+        if not self.root:
+            try:
+                os.setsid()
+                if self.task.capsule:
+                    self.task.cgroup.add(0)
+                for theirs, ours in descriptors.items():
+                    os.dup2(ours, theirs)
+                # whatever the caller had open lies outside the capsule, where CRIU cannot go
+                os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+                reaper = str(self.task.inside / "reaper")
+                os.execv(reaper, [reaper, shim, *argv])  # noqa: S606
+            finally:
+                os._exit(126)
+        self.state = "running"
+
+    def serve(self) -> None:
+        """Do all that a supervisor does until the task has ended or left."""
+        wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_writer)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in FORWARDED:
+            signal.signal(number, lambda number, _: self.signal(number))
+        for source, target in self.outputs:
+            thread = threading.Thread(
+                target=relay, args=(source, target, self.task.dir / "output"), daemon=True
+            )
+            thread.start()
+            self.relays.append(thread)
+
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(self.task.control))
+        listener.listen()
+        self.selector.register(listener, selectors.EVENT_READ, self._accept)
+        self.selector.register(wake, selectors.EVENT_READ, lambda fd: os.read(fd, 512))
+        self.report(listening=True)
+
+        attach_deadline = time.monotonic() + ATTACH_SECONDS
+        awaiting = self.state == "running" and self.task.clocks == "shim"
+        while self.state != "gone":
+            for key, _ in self.selector.select(0.001 if awaiting else None):
+                key.data(key.fileobj)
+            self._reap()
+            if awaiting and self.page.attached:
+                awaiting = False
+                self.report(attached=True)
+            elif awaiting and time.monotonic() > attach_deadline:
+                self.report(unattached=True)
+                self._kill_all()
+                awaiting = False
+        self._finish()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if pid == self.root:
+                self.exit_code = os.waitstatus_to_exitcode(status)
+                self.state = "gone"
+
+    def _finish(self) -> None:
+        for thread in self.relays:
+            thread.join(5)  # ends when the last writer is gone
+        self.task.remove()
+        if self.destination:
+            self.report(migrated=self.destination)
+        else:
+            code = self.exit_code if self.exit_code is not None else 1
+            self.report(exit=code if code >= 0 else 128 - code)
+
+    # Requests ----------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        lines = connection.makefile("rb")
+        self.selector.register(
+            connection, selectors.EVENT_READ, lambda _: self._request(connection, lines)
+        )
+
+    def _request(self, connection: socket.socket, lines: Any) -> None:  # noqa: ANN401 - a file
+        line = b""
+        with contextlib.suppress(OSError):
+            line = lines.readline()
+        if not line:
+            self.selector.unregister(connection)
+            connection.close()
+            if connection is self.lease:
+                self._lease_lost()
+            return
+        try:
+            operation, arguments = json.loads(line)
+            handle: Callable[..., Any] = self.operations[operation]
+            if operation in ("freeze", "lease"):
+                self.lease = connection
+            answer = {"result": handle(self, **arguments)}
+        except Error as error:
+            answer = {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - the supervisor must outlive any request
+            answer = {"error": f"internal error: {error!r}"}
+        with contextlib.suppress(OSError):
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _require(self, *states: str) -> None:
+        if self.state not in states:
+            message = f"the task {self.task.name} is {self.state}, not {' or '.join(states)}"
+            raise Error(message)
+
+    def _lease_lost(self) -> None:
+        """Undo what the harness began: it is gone."""
+        self.lease = None
+        if self.state == "frozen":
+            self._await_criu()
+            self.resume()
+        elif self.state == "arriving":
+            self.state = "gone"
+
+    def _await_criu(self, seconds: float = 30.0) -> None:
+        """Wait for a CRIU whose harness died to let go of the task; then insist."""
+        ours = {os.getpid(), *self.task.cgroup.pids()}
+        deadline = time.monotonic() + seconds
+        while others := {int(p.name) for p in Path("/proc").glob("[0-9]*")} - ours:
+            if time.monotonic() > deadline:
+                for pid in others:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                deadline += 1
+            time.sleep(0.01)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `timeshim ps` shows beyond task.json."""
+        return {
+            "state": self.state,
+            "root": self.root,
+            "destination": self.destination,
+            "pids": self.task.cgroup.pids() if self.task.capsule else [self.root],
+        }
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the application, by way of the reaper."""
+        if self.root:
+            os.kill(self.root, number)
+
+    def _hold(self) -> None:
+        """Take the lease: from now on the task depends on this connection."""
+        self._require("arriving", "running")
+
+    def freeze(self) -> dict[str, Any]:
+        """Stop the task, and export its virtual clocks."""
+        self._require("running")
+        if not self.task.capsule:
+            message = "a task that was not launched by root cannot be frozen or moved"
+            raise Error(message)
+        before = read_clocks()
+        self.task.cgroup.freeze()
+        stopped = read_clocks()
+        self.state = "frozen"
+        frame = frame_of(self.root)
+        self.export = Export(
+            virtual=stopped.in_namespace(frame).virtual(self.page.epoch),
+            tsc_hz=self.page.tsc_hz,
+            generation=self.page.generation,
+            migrations=self.page.migrations,
+            blackout_ns=self.page.blackout_ns,
+            task_area=self.page.task_area(),
+            freeze_ns=stopped.monotonic - before.monotonic,
+        )
+        return {
+            "export": self.export.to_json(),
+            "root": self.root,
+            "last_pid": int(LAST_PID.read_text()),
+            "pipes": [os.fstat(source).st_ino for source, _ in self.outputs],
+        }
+
+    def resume(self) -> dict[str, Any]:
+        """Let the task run on where it was: its clocks have stood still meanwhile."""
+        self._require("frozen", "leaving")
+        assert self.export is not None
+        self.destination = ""
+        return self._run(self.export, self.page.epoch.tsc_ratio, moved=False)
+
+    def go(self, destination: str) -> None:
+        """Give the task away: from now on it never resumes here by itself."""
+        self._require("frozen")
+        self.destination = destination
+        self.state = "leaving"
+
+    def kill(self) -> None:
+        """End the copy here: the destination's is running."""
+        self._require("leaving")
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        if self.task.capsule:
+            self.task.cgroup.kill()
+        else:
+            os.kill(self.root, signal.SIGKILL)
+
+    def commit(
+        self, export: dict[str, Any], root: int, last_pid: int, tsc_ratio: int
+    ) -> dict[str, Any]:
+        """Let a restored, frozen task run: the destination's point of no return."""
+        self._require("arriving")
+        received = Export.from_json(export)
+        self.root = root
+        self.page.inherit(received.generation, received.migrations, received.blackout_ns)
+        self.page.restore_task_area(received.task_area)
+        LAST_PID.write_text(str(last_pid))
+        return self._run(received, tsc_ratio, moved=True)
+
+    def _run(self, export: Export, tsc_ratio: int, *, moved: bool) -> dict[str, Any]:
+        """Begin an epoch and thaw; what lies between the two the task sees as a jump."""
+        frame = frame_of(self.root)
+        now = read_clocks()
+        real = max(0, now.realtime - export.virtual.realtime)
+        resume = export.virtual.after_blackout(real)
+        epoch = clocks.begin_epoch(resume, now.in_namespace(frame), tsc_ratio)
+        waits = self.page.correct_slots(epoch)
+        if moved:
+            self.page.record_migration(real)
+        self.page.publish(epoch)
+        self.state = "running"
+        self.task.cgroup.thaw()
+        after = read_clocks()
+        self.export = None
+        return {
+            "virtual": asdict(resume),
+            "frame": asdict(frame),
+            "blackout_ns": real,
+            "waits": waits,
+            "resume_ns": after.monotonic - now.monotonic,
+        }
+
+    operations: dict[str, Callable[..., Any]] = {
+        "status": status,
+        "signal": signal,
+        "lease": _hold,
+        "freeze": freeze,
+        "resume": resume,
+        "go": go,
+        "kill": kill,
+        "commit": commit,
+    }

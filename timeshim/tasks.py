@@ -1,0 +1,215 @@
+"""The tasks of this user on this host: their directories, and how one is found by name.
+
+A task that is on this host has a directory ``<runtime>/<id>.<hop>``::
+
+    task.json   what follows in `Task`
+    control     the supervisor's socket
+    output      what the task printed, when nobody is there to read it
+    shared/     all the task itself sees, as <runtime>/task: page, libtimeshim.so, reaper
+
+The shim and the reaper are copies: they move with the task, so that neither an upgrade here nor
+another release there changes what lies under a running program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from timeshim import _native
+from timeshim.cgroup import Cgroup
+from timeshim.errors import Error
+from timeshim.page import Page
+
+PARTS = ("libtimeshim.so", "reaper")
+
+
+def runtime_dir() -> Path:
+    """Return, and make, this user's runtime directory, which nobody else may enter.
+
+    Raises:
+        Error: it belongs to somebody else.
+    """
+    if os.geteuid() == 0:
+        path = Path("/run/timeshim")
+    elif "XDG_RUNTIME_DIR" in os.environ:
+        path = Path(os.environ["XDG_RUNTIME_DIR"]) / "timeshim"
+    else:
+        path = Path(f"/tmp/timeshim-{os.geteuid()}")  # noqa: S108 - owner and mode are checked
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077 or path.is_symlink():
+        message = f"{path} is not a directory of yours alone: remove it or set XDG_RUNTIME_DIR"
+        raise Error(message)
+    return path
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process was started, in ticks since boot: with the pid, its identity.
+
+    Returns:
+        None if there is no such process, or only a zombie of it.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+@dataclass
+class Task:
+    """A task on this host."""
+
+    id: str
+    name: str
+    argv: list[str]
+    clocks: str
+    """``shim``, or ``none``: launched without the shim."""
+    hop: int
+    """How many hosts it has been on before."""
+    capsule: bool
+    """Whether it has a pid and a mount namespace of its own, and a cgroup."""
+    supervisor: int = 0
+    """Pid of the supervisor, the capsule's init."""
+    started: int | None = None
+    """`start_time` of the supervisor."""
+
+    @property
+    def dir(self) -> Path:
+        """Its directory on this host."""
+        return runtime_dir() / f"{self.id}.{self.hop}"
+
+    @property
+    def shared(self) -> Path:
+        """The part of its directory that the task itself sees."""
+        return self.dir / "shared"
+
+    @property
+    def inside(self) -> Path:
+        """Where the task sees that part: at one place on all hosts, so that CRIU finds it."""
+        return runtime_dir() / "task" if self.capsule else self.shared
+
+    @property
+    def control(self) -> Path:
+        """The supervisor's socket."""
+        return self.dir / "control"
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """Its cgroup on this host."""
+        return Cgroup.named(f"{self.id}.{self.hop}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether its supervisor runs."""
+        return self.started is not None and start_time(self.supervisor) == self.started
+
+    @classmethod
+    def create(cls, name: str | None, argv: list[str], clocks: str, tsc_hz: int) -> Self:
+        """Make the directory, the page and the cgroup of a task that is to be launched.
+
+        Raises:
+            Error: a task of that name runs already.
+        """
+        task = cls(
+            id=secrets.token_hex(8),
+            name=name or "",
+            argv=argv,
+            clocks=clocks,
+            hop=0,
+            capsule=os.geteuid() == 0,
+        )
+        task.name = task.name or unused_name(Path(argv[0]).name)
+        if name and any(other.name == name for other in all_tasks()):
+            message = f"a task named {name!r} runs already: choose another name"
+            raise Error(message)
+        task.make_room(tsc_hz)
+        for part in PARTS:
+            shutil.copy(Path(_native.__file__).parent / part, task.shared)
+        return task
+
+    def make_room(self, tsc_hz: int) -> None:
+        """Make its directory, with a fresh page, and its cgroup.
+
+        Raises:
+            FileExistsError: it is on this host already.
+        """
+        self.dir.mkdir(mode=0o700)
+        self.shared.mkdir()
+        self.shared.chmod(0o755)
+        self.inside.mkdir(exist_ok=True)
+        Page.create(self.shared / "page", self.id, tsc_hz).close()
+        if self.capsule:
+            self.cgroup.create()
+        self.supervisor, self.started = os.getpid(), start_time(os.getpid())
+        self.save()
+
+    def save(self) -> None:
+        """Write task.json, whole or not at all."""
+        fresh = self.dir / f"task.json.{os.getpid()}"
+        fresh.write_text(json.dumps(asdict(self)))
+        fresh.rename(self.dir / "task.json")
+
+    def remove(self) -> None:
+        """Remove what a task that has ended, or left, leaves here; any number of times."""
+        if self.capsule:
+            if self.cgroup.path.exists():
+                self.cgroup.kill()
+            self.cgroup.remove()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def pids(self) -> list[int]:
+        """Return its processes, oldest first, as the caller sees them; none without a capsule."""
+        return sorted(self.cgroup.pids()) if self.capsule else []
+
+    def page(self) -> Page:
+        """Open its page."""
+        return Page.open(self.shared / "page", self.id)
+
+
+def _load(path: Path) -> Task | None:
+    try:
+        return Task(**json.loads((path / "task.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None  # just being made or removed
+
+
+def all_tasks() -> list[Task]:
+    """Return the tasks on this host, oldest first, and remove what dead ones left."""
+    tasks = [task for path in runtime_dir().iterdir() if (task := _load(path))]
+    for task in tasks:
+        if not task.alive:
+            task.remove()
+    return sorted((task for task in tasks if task.alive), key=lambda task: task.started or 0)
+
+
+def unused_name(wish: str) -> str:
+    """Return the name, with a number behind it if a task has it already."""
+    taken = {task.name for task in all_tasks()}
+    number = 2
+    name = wish
+    while name in taken:
+        name = f"{wish}-{number}"
+        number += 1
+    return name
+
+
+def find(name: str) -> Task:
+    """Return the task of that name or id.
+
+    Raises:
+        Error: there is none.
+    """
+    tasks = all_tasks()
+    for task in tasks:
+        if name in (task.name, task.id):
+            return task
+    running = ", ".join(task.name for task in tasks) or "none is running"
+    message = f"there is no task {name!r} on this host ({running})"
+    raise Error(message)
