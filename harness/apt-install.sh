@@ -35,8 +35,6 @@ until {
     sleep 10
 done
 
-# Nor shall it start at the next boot.
-case " $* " in *" redis-server "*)
-    if command -v systemctl >/dev/null; then systemctl --quiet disable redis-server 2>/dev/null; fi
-    ;;
-esac
+# Nor shall it start at the next boot; for systemd's units too, this is the command that also works
+# where systemd is not running.
+case " $* " in *" redis-server "*) update-rc.d redis-server disable ;; esac

@@ -23,13 +23,20 @@ die() { say "$@"; exit 1; }
 can_dump() (
     cd /
     images=$(mktemp -d "$work/images.XXXXXX")
-    setsid sleep 60 </dev/null >/dev/null 2>&1 &
+    # A descriptor that we inherited may lead out of the tree that is dumped, or of its mounts.
+    # shellcheck disable=SC2016 # expanded by bash, as sh closes only descriptors below 10
+    setsid bash -c 'for path in /proc/$$/fd/*; do
+            fd=${path##*/}
+            if ((fd > 2)); then exec {fd}>&-; fi
+        done
+        exec sleep 60' </dev/null >/dev/null 2>&1 &
     sleeper=$!
     trap 'kill -KILL "$sleeper" 2>/dev/null || true' EXIT
-    # Only once it is "sleep" has it left our session, which would have to be dumped with it.
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
-        [ "$(cat "/proc/$sleeper/comm")" = sleep ] && break
-        sleep 0.05
+    # Before it is "sleep", it may be in our session still, which would have to be dumped with it.
+    waited=0
+    while [ "$(cat "/proc/$sleeper/comm")" != sleep ] && [ "$waited" -lt 100 ]; do
+        sleep 0.02
+        waited=$((waited + 1))
     done
     timeout 20 "$1" check >"$work/trial.log" 2>&1 &&
         timeout 20 "$1" dump --tree "$sleeper" --images-dir "$images" >>"$work/trial.log" 2>&1
