@@ -7,12 +7,16 @@ Documentation/admin-guide/cgroup-v2.rst.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from timeshim.errors import Error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FREEZE_SECONDS = 10.0
 
@@ -67,24 +71,36 @@ class Cgroup:
         return self._events()["frozen"] == "1"
 
     @property
+    def freezing(self) -> bool:
+        """Whether its processes are, or are about to be, stopped."""
+        return (self.path / "cgroup.freeze").read_text().strip() == "1"
+
+    @property
     def populated(self) -> bool:
         """Whether any process is left in it."""
         return self._events()["populated"] == "1"
 
-    def freeze(self) -> None:
+    def freeze(self) -> int:
         """Stop all of its processes and return as soon as they are stopped.
+
+        Returns:
+            CLOCK_MONOTONIC, in nanoseconds, before any of them was.
 
         Raises:
             Error: some process does not stop (uninterruptible in the kernel); all run on.
         """
-        self.begin_freeze()
-        events = self.path / "cgroup.events"
-        deadline = time.monotonic() + FREEZE_SECONDS
-        while "frozen 1" not in events.read_text():  # it takes about 0.1 ms: no sleeping
-            if time.monotonic() > deadline:
-                self.thaw()
-                message = f"the task did not freeze within {FREEZE_SECONDS:.0f} s: a process of it is stuck in the kernel"  # noqa: E501
-                raise Error(message)
+        with (self.path / "cgroup.events").open("rb", buffering=0) as events:
+            asked = time.monotonic_ns()
+            self.begin_freeze()
+            # It takes 0.1 ms, so no sleeping (notifications come every 10 ms at most); but a
+            # thread must run in order to stop, perhaps on this very CPU.
+            while b"frozen 1" not in os.pread(events.fileno(), 64, 0):
+                os.sched_yield()
+                if time.monotonic_ns() > asked + FREEZE_SECONDS * 1e9:
+                    self.thaw()
+                    message = f"the task did not freeze within {FREEZE_SECONDS:.0f} s: a process of it is stuck in the kernel"  # noqa: E501
+                    raise Error(message)
+        return asked
 
     def begin_freeze(self) -> None:
         """Ask for its processes, and those that join it, to stop."""
@@ -93,6 +109,16 @@ class Cgroup:
     def thaw(self) -> None:
         """Let them run."""
         self._write("cgroup.freeze", "0")
+
+    def prepare_thaw(self) -> Callable[[], None]:
+        """Return what thaws them, without anything left to do but that."""
+        fd = os.open(self.path / "cgroup.freeze", os.O_WRONLY | os.O_CLOEXEC)
+
+        def thaw() -> None:
+            os.write(fd, b"0")
+            os.close(fd)
+
+        return thaw
 
     def kill(self) -> None:
         """Kill all of its processes, frozen or not."""

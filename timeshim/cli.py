@@ -145,7 +145,7 @@ def ps(*, as_json: bool) -> None:
     for row in rows:
         table.add_row(
             row["name"],
-            row["state"] + (f" to {row['destination']}" if row["destination"] else ""),
+            row["state"] + (f" for {shlex.join(row['destination'])}" if row["destination"] else ""),
             str(len(row["pids"])),
             f"in {row['covered']} of {row['eligible']}" if row["clocks"] == "shim" else "none",
             str(row["migrations"]),

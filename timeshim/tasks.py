@@ -189,6 +189,23 @@ def all_tasks() -> list[Task]:
     return sorted((task for task in tasks if task.alive), key=lambda task: task.started or 0)
 
 
+def _arrivals() -> Path:
+    return runtime_dir() / "arrivals"
+
+
+def note_arrival(task: Task) -> None:
+    """Write down, durably, that a task may run here from now on."""
+    _arrivals().mkdir(exist_ok=True)
+    fd = os.open(_arrivals() / f"{task.id}.{task.hop}", os.O_CREAT | os.O_WRONLY, 0o600)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def has_arrived(task_id: str, hop: int) -> bool:
+    """Tell whether a task was ever let run here, at the given hop of its way."""
+    return (_arrivals() / f"{task_id}.{hop}").exists()
+
+
 def unused_name(wish: str) -> str:
     """Return the name, with a number behind it if a task has it already."""
     taken = {task.name for task in all_tasks()}

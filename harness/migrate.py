@@ -1,0 +1,276 @@
+"""The source side of a migration.
+
+`migrate` is the story, top to bottom. Until `go` any failure lets the task run on here; after
+`go` it never runs here again by itself. What the steps mean for clocks is in docs/clocks.md,
+what happens when something dies between two of them in docs/migration.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timeshim
+from timeshim import tsc
+from timeshim._native import lib
+from timeshim.clocks import Export
+from timeshim.control import Control
+from timeshim.errors import Error
+from timeshim.page import TSC_RATIO_ONE
+from timeshim.tasks import PARTS, runtime_dir
+
+from harness.carrier import Carrier
+from harness.criu import Criu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from timeshim.tasks import Task
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose."""
+
+    scale_tsc: bool = False
+    """Accept a destination with another TSC frequency."""
+    time_namespace: bool = True
+    """Let CRIU restore into a time namespace of the task's own, where it can."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a migration came to. Times in nanoseconds."""
+
+    task: str
+    destination: str
+    blackout_ns: int
+    """By the real-time clocks of both hosts."""
+    bytes: int
+    waits: int
+    """Waits in progress whose deadlines were corrected."""
+    freeze_ns: int
+    """The clocks were read at most this long after the last instruction here."""
+    resume_ns: int
+    """And again at most this long before the first one there."""
+    virtual: dict[str, int]
+    """The virtual clocks at resume."""
+
+    @property
+    def continuity_ns(self) -> int:
+        """The most that any clock can differ from the one of a task that did not move."""
+        return self.freeze_ns + self.resume_ns
+
+
+class Progress:
+    """Told what happens; the command line shows it, others need not."""
+
+    def phase(self, name: str) -> None:
+        """Note that a phase begins."""
+
+    def total(self, size: int) -> None:
+        """Learn how many bytes there are to send."""
+
+    def advance(self, size: int) -> None:
+        """Learn that some were sent."""
+
+
+def migrate(
+    task: Task, host: Sequence[str], options: Options, progress: Progress | None = None
+) -> Summary:
+    """Move a task to another host.
+
+    Args:
+        task: the task.
+        host: command prefix that reaches the destination; empty for this host.
+        options: see there.
+        progress: told what happens.
+
+    Raises:
+        Error: it did not move, and why; it runs here, unless the message says otherwise.
+    """
+    progress = progress or Progress()
+    progress.phase("check")
+    criu = Criu.find()
+    with Carrier(host) as carrier, Control(task.control) as control:
+        ratio = agree(task, carrier, criu, options)
+
+        progress.phase("freeze")
+        frozen = control("freeze")
+        try:
+            with image_room(task) as images:
+                progress.phase("dump")
+                criu.dump(task.supervisor, frozen["root"], images, task.cgroup.path)
+                progress.phase("send")
+                size = send(carrier, task, frozen, images, ratio, progress)
+            progress.phase("restore")
+            carrier.expect("restored")
+            progress.phase("commit")
+            control("go", destination=list(host))
+        except BaseException:
+            control("resume")
+            raise
+
+        running = hand_over(task, carrier)
+        control("kill")
+
+    export = Export.from_json(frozen["export"])
+    return Summary(
+        task=task.name,
+        destination=carrier.peer,
+        blackout_ns=running["blackout_ns"],
+        bytes=size,
+        waits=running["waits"],
+        freeze_ns=export.freeze_ns,
+        resume_ns=running["resume_ns"],
+        virtual=running["virtual"],
+    )
+
+
+def agree(task: Task, carrier: Carrier, criu: Criu, options: Options) -> int:
+    """Have both ends check, before anything is frozen, that the task can go on there.
+
+    Returns:
+        The ratio of the task's TSC frequency to the destination's, Q4.60.
+
+    Raises:
+        Error: it cannot.
+    """
+    here = tsc.measure_once(runtime_dir() / "tsc.json")
+    with task.page() as page:
+        hz = page.tsc_hz
+    carrier.expect_greeting()
+    carrier.send(
+        "offer",
+        version=timeshim.__version__,
+        task={"id": task.id, "name": task.name, "argv": task.argv, "hop": task.hop + 1},
+        clocks=task.clocks,
+        criu=criu.version,
+        tsc_hz=hz,
+        time_namespace=options.time_namespace,
+        files=mapped_files(task),
+        memory=resident_bytes(task),
+    )
+    accepted = carrier.expect("accept")
+    there = tsc.Frequency(**accepted["tsc"])
+    own = tsc.Frequency(hz, here.uncertainty_hz, here.source)
+    if task.clocks == "none" or own.matches(there):
+        return TSC_RATIO_ONE
+    if not options.scale_tsc:
+        message = f"the TSC of {task.name} runs at {own}, that of {carrier.peer} at {there}: use --scale-tsc to have it scaled"  # noqa: E501
+        raise Error(message)
+    ratio = lib.ts_ratio(hz, there.hz)
+    if not ratio:
+        message = f"a TSC of {own} cannot be scaled from one of {there}: the ratio is too large"
+        raise Error(message)
+    return int(ratio)
+
+
+def send(
+    carrier: Carrier,
+    task: Task,
+    frozen: dict[str, Any],
+    images: Path,
+    ratio: int,
+    progress: Progress,
+) -> int:
+    """Send the export, the task's own parts and the images.
+
+    Returns:
+        How many bytes of files.
+    """
+    carrier.send("export", frozen=frozen, tsc_ratio=ratio)
+    files = [task.shared / part for part in PARTS]
+    files += sorted(path for path in images.iterdir() if path.suffix == ".img")
+    size = sum(path.stat().st_size for path in files)
+    progress.total(size)
+    for path in files:
+        carrier.send_file(path, path.name, progress.advance)
+    carrier.send("end")
+    return size
+
+
+def hand_over(task: Task, carrier: Carrier) -> dict[str, Any]:
+    """Tell the destination to let the task run, and hear that it does.
+
+    Raises:
+        Error: it did not say so. The copy here stays frozen: only the destination knows.
+    """
+    try:
+        carrier.send("go")
+        return carrier.expect("running")
+    except Error as error:
+        message = f"{error}; it was told to let {task.name} run, but did not say that it does, so the copy here stays frozen: `timeshim resolve {task.name}` asks it"  # noqa: E501
+        raise Error(message) from None
+
+
+@contextlib.contextmanager
+def image_room(task: Task) -> Iterator[Path]:
+    """Yield a directory for the images of a task, which is removed afterwards.
+
+    Raises:
+        Error: there is no room for them.
+    """
+    images = make_image_room(task, resident_bytes(task))
+    try:
+        yield images
+    finally:
+        shutil.rmtree(images, ignore_errors=True)
+
+
+def make_image_room(task: Task, size: int) -> Path:
+    """Make a directory for images, in memory if there is room, else on disk.
+
+    Raises:
+        Error: neither has room for them.
+    """
+    needed = size + size // 16 + (8 << 20)
+    tried = []
+    for parent in (runtime_dir(), Path("/var/tmp")):  # noqa: S108 - the directory is ours alone
+        free = shutil.disk_usage(parent).free
+        if free >= needed:
+            path = parent / f"timeshim-{task.id}.{task.hop}"
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(mode=0o700)
+            return path
+        tried.append(f"{parent} has {free >> 20} MB free")
+    message = f"no room for the images, {needed >> 20} MB: {', '.join(tried)}"
+    raise Error(message)
+
+
+def _per_process(task: Task, file: str, take: Callable[[str], None]) -> None:
+    for pid in task.pids():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            take(Path(f"/proc/{pid}/{file}").read_text())
+
+
+def mapped_files(task: Task) -> dict[str, int]:
+    """Return the files that a task has mapped, programs and libraries: path -> bytes."""
+    found: dict[str, int] = {}
+
+    def take(maps: str) -> None:
+        for line in maps.splitlines():
+            path = line.split(maxsplit=5)[5:]
+            if path and path[0].startswith("/") and not path[0].startswith(str(task.inside)):
+                with contextlib.suppress(OSError):
+                    found[path[0]] = Path(path[0]).stat().st_size
+
+    _per_process(task, "maps", take)
+    return found
+
+
+def resident_bytes(task: Task) -> int:
+    """Return how much memory of a task would be in the images, at most."""
+    total = 0
+
+    def take(status: str) -> None:
+        nonlocal total
+        for line in status.splitlines():
+            if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:")):
+                total += int(line.split()[1]) << 10
+
+    _per_process(task, "status", take)
+    return total

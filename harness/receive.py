@@ -1,0 +1,208 @@
+"""The destination side of a migration: `timeshim receive`, on the carrier's two ends.
+
+Nothing it does is final until `go`. If it dies before, the supervisor that it started sees its
+lease end and takes everything down with it; the kernel does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timeshim import tsc
+from timeshim.control import Control
+from timeshim.errors import Error
+from timeshim.launch import start_supervisor
+from timeshim.tasks import PARTS, Task, all_tasks, has_arrived, runtime_dir, unused_name
+
+from harness.criu import Criu, leave_time_namespace
+from harness.migrate import make_image_room
+
+if TYPE_CHECKING:
+    from timeshim.supervisor import Supervisor
+
+    from harness.wire import Wire
+
+
+def receive(wire: Wire) -> None:
+    """Receive whatever the other end sends: a task, or a question about one."""
+    wire.greet()
+    try:
+        first = wire.receive()
+        if first["kind"] == "question":
+            wire.send("answer", arrived=has_arrived(first["id"], first["hop"]))
+        elif first["kind"] == "offer":
+            receive_task(wire, first)
+        else:
+            message = f"a stream cannot begin with {first['kind']!r}"
+            raise Error(message)
+    except Error as error:
+        _refuse(wire, str(error))
+    except OSError as error:
+        _refuse(wire, f"{error.filename or 'the system'}: {error.strerror}")
+    except (KeyError, TypeError, ValueError) as error:
+        _refuse(wire, f"a message lacks or garbles {error}")
+
+
+def _refuse(wire: Wire, message: str) -> None:
+    with contextlib.suppress(Error):  # the other end may be what failed
+        wire.send("error", message=message)
+    raise SystemExit(1)
+
+
+def receive_task(wire: Wire, offer: dict[str, Any]) -> None:
+    """Receive a task and let it run once the source has given it away.
+
+    Raises:
+        Error: it cannot run here; nothing of it is left.
+    """
+    criu = check(offer)
+    frequency = tsc.measure_once(runtime_dir() / "tsc.json")
+    task = Task(**offer["task"], clocks=offer["clocks"], capsule=True)
+    if any(other.name == task.name and other.id != task.id for other in all_tasks()):
+        task.name = unused_name(task.name)
+    images = make_image_room(task, offer["memory"])
+    try:
+        wire.send("accept", tsc=asdict(frequency), name=task.name)
+        export = wire.expect("export")
+        frozen = export["frozen"]
+        task.make_room(offer["tsc_hz"])
+        receive_files(wire, task, images)
+        if not offer["time_namespace"] or not Path("/proc/self/ns/time").exists():
+            leave_time_namespace(images)
+        with arrive(task, criu, frozen, images) as control:
+            wire.send("restored")
+            wire.expect("go")
+            running = control(
+                "commit",
+                export=frozen["export"],
+                root=frozen["root"],
+                last_pid=frozen["last_pid"],
+                tsc_ratio=export["tsc_ratio"],
+            )
+            wire.send("running", **running)
+    except BaseException:
+        if not has_arrived(task.id, task.hop):
+            task.remove()
+        raise
+    finally:
+        shutil.rmtree(images, ignore_errors=True)
+
+
+def check(offer: dict[str, Any]) -> Criu:
+    """Check whether the task can run here.
+
+    Raises:
+        Error: it cannot, and what is missing.
+    """
+    if os.geteuid():
+        message = "a task can only be restored by root"
+        raise Error(message)
+    criu = Criu.find()
+    if criu.version != offer["criu"]:
+        message = f"criu here is {criu.version}, at the source it is {offer['criu']}: install the same version"  # noqa: E501
+        raise Error(message)
+    for name, size in offer["files"].items():
+        path = Path(name)
+        if not path.is_file():
+            message = f"the task uses {name}, which does not exist here: install it"
+            raise Error(message)
+        if path.stat().st_size != size:
+            message = f"{name} is another file here ({path.stat().st_size} bytes instead of {size}): install the same version"  # noqa: E501
+            raise Error(message)
+    return criu
+
+
+def receive_files(wire: Wire, task: Task, images: Path) -> None:
+    """Receive the files that follow the export.
+
+    Raises:
+        Error: one has a name that is no image's.
+        OSError: the disk is full.
+    """
+    while True:
+        message = wire.receive()
+        if message["kind"] == "end":
+            return
+        name = message["name"]
+        if name in PARTS:
+            path = task.shared / name
+        elif name.endswith(".img") and "/" not in name:
+            path = images / name
+        else:
+            error = f"the stream contains a file {name!r}, which no task has"
+            raise Error(error)
+        wire.receive_file(message, path)
+        if name in PARTS:
+            path.chmod(0o755)
+
+
+@contextlib.contextmanager
+def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:  # noqa: ANN401
+    """Restore a task into a capsule of its own, frozen, and yield its supervisor.
+
+    Leaving this without a commit ends the capsule, with all that is in it.
+    """
+    pipes = [(inode, os.pipe2(os.O_CLOEXEC)) for inode in frozen["pipes"]]
+
+    def begin(supervisor: Supervisor) -> None:
+        supervisor.reserve_pids()
+        for _, (_, writer) in pipes:
+            os.close(writer)
+
+    def before_resume(criu_pid: int, root: int) -> None:
+        """Have the whole tree frozen by the time that CRIU lets it run."""
+        task.cgroup.begin_freeze()
+        for pid in tree(criu_pid, root):
+            task.cgroup.add(pid)
+
+    report = start_supervisor(task, [(reader, None) for _, (reader, _) in pipes], begin)
+    report.wait("listening")
+    with Control(task.control) as control:
+        control("lease")
+        criu.restore(
+            task.supervisor,
+            frozen["root"],
+            images,
+            {f"pipe:[{inode}]": writer for inode, (_, writer) in pipes},
+            before_resume,
+        )
+        for _, pipe in pipes:
+            for fd in pipe:
+                os.close(fd)
+        if not task.cgroup.frozen:
+            message = "the restored task is not frozen, as it must be before it may run"
+            raise Error(message)
+        yield control
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += map(int, path.read_text().split())
+    return found
+
+
+def tree(ancestor: int, root: int) -> list[int]:
+    """Return a tree's processes, as we number them.
+
+    Args:
+        ancestor: a process above it, as we number it.
+        root: its root, as its own pid namespace numbers it.
+    """
+
+    def descendants(pid: int) -> list[int]:
+        return [pid, *(one for child in children(pid) for one in descendants(child))]
+
+    for pid in descendants(ancestor):
+        status = Path(f"/proc/{pid}/status").read_text()
+        numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+        if pid != ancestor and int(numbers.split()[-1]) == root:
+            return descendants(pid)
+    message = f"criu restored no process {root}"
+    raise Error(message)
