@@ -15,9 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from timeshim.errors import Error
-
 from harness.wire import Wire
+from timeshim.errors import Error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +40,7 @@ class Carrier(Wire):
         # on this machine and its namespace hosts, `timeshim` is the one that runs now
         here = Path(sys.argv[0]).resolve().parent
         environment = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}"}
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         try:
             self.process = subprocess.Popen(
                 command,
@@ -53,8 +52,7 @@ class Carrier(Wire):
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
             )
         except OSError as error:
-            message = f"cannot run {command[0]!r} to reach the host: {error.strerror}"
-            raise Error(message) from None
+            raise Error(f"cannot run {command[0]!r} to reach the host: {error.strerror}") from None
         assert self.process.stdin
         assert self.process.stdout
         super().__init__(

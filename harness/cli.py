@@ -12,16 +12,15 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from timeshim.cli import main
-from timeshim.control import Control
-from timeshim.errors import Error
-from timeshim.tasks import find
 
 from harness.carrier import Carrier
 from harness.migrate import Options, Progress, Summary
 from harness.migrate import migrate as move
 from harness.receive import receive as take
 from harness.wire import Wire
+from timeshim.cli import main
+from timeshim.control import Control
+from timeshim.tasks import find
 
 __all__ = ["main"]
 

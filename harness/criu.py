@@ -53,15 +53,15 @@ class Criu:
             str(private) if private.exists() else shutil.which("criu")
         )
         if not command or not shutil.which(command):
-            message = "criu is not installed: run `sh harness/criu-install.sh`, or install criu 4 and python3-pycriu"  # noqa: E501
-            raise Error(message)
+            raise Error(
+                "criu is not installed: run `sh harness/criu-install.sh`, or install criu 4 and python3-pycriu"
+            )
         output = subprocess.run(
             [command, "--version"], capture_output=True, text=True, check=False, timeout=20
         ).stdout
         version = re.search(r"Version: (\S+)", output)
         if not version:
-            message = f"{command} does not run as criu does: try `{command} check`"
-            raise Error(message)
+            raise Error(f"{command} does not run as criu does: try `{command} check`")
         modules = PRIVATE / "python" if command == str(private) else SYSTEM_MODULES
         if str(modules) not in sys.path:
             sys.path.append(str(modules))
@@ -69,7 +69,7 @@ class Criu:
             rpc = importlib.import_module("pycriu.rpc_pb2")
         except ImportError:
             message = (
-                f"pycriu, the Python module of {command}, is not installed: install python3-pycriu"  # noqa: E501
+                f"pycriu, the Python module of {command}, is not installed: install python3-pycriu"
             )
             raise Error(message) from None
         return cls(command, version[1], rpc)
@@ -133,7 +133,7 @@ class Criu:
             fds = [directory, *inherit.values()]
             self._request(capsule, request, images / "restore.log", fds, notified)
 
-    def _common(self, options: Any, directory: int, root: int, log: str) -> None:  # noqa: ANN401
+    def _common(self, options: Any, directory: int, root: int, log: str) -> None:
         options.pid = root
         # By name, for images_dir_fd is looked up under a pid that the capsule does not know; and
         # by a link, for CRIU 4.1 calls readlink() on it (criu/cr-service.c).
@@ -150,7 +150,7 @@ class Criu:
     def _request(
         self,
         capsule: int,
-        request: Any,  # noqa: ANN401 - a criu_req
+        request: Any,
         log: Path,
         fds: list[int],
         notified: Callable[[str, int], None] = lambda _script, _criu: None,
@@ -202,7 +202,7 @@ class Criu:
 
 
 @contextlib.contextmanager
-def image_directory(images: Path) -> Any:  # noqa: ANN401 - an iterator
+def image_directory(images: Path) -> Any:
     """Hold an image directory open as a descriptor."""
     fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
     try:

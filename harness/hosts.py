@@ -24,8 +24,10 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import NetNS  # type: ignore[import-untyped]
-from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+from pyroute2 import NetNS
+from pyroute2.netlink.exceptions import NetlinkError
+
+from timeshim.errors import Error
 
 SUBNET = IPv4Network("10.213.0.0/24")
 SUBNET6 = IPv6Network("fd0d:2cb1:7e53::/64")  # a unique local prefix, RFC 4193
@@ -59,10 +61,6 @@ echo $pid
 APART = {"process_group": 0}
 
 PATIENCE = 10.0  # seconds a holder may take to end; it takes milliseconds
-
-
-class HostError(Exception):
-    """A host cannot be made or ended; the text is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class Host:
         """
         captured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         defaults = captured | {"check": True, "timeout": 60} | APART
-        return subprocess.run(self.command(*argv), **(defaults | options))
+        return subprocess.run(self.command(*argv), **(defaults | options))  # noqa: PLW1510 - in defaults
 
     def popen(self, *argv: str, **options: Any) -> subprocess.Popen[Any]:
         """Start `argv` on the host, as subprocess.Popen does; it is killed when the host ends.
@@ -150,11 +148,11 @@ def network(*specs: HostSpec) -> Iterator[Network]:
     """Run hosts with these specs until the context ends, in whatever way.
 
     Raises:
-        HostError: not root; no time namespaces in this kernel; an offset that takes a clock below
+        Error: not root; no time namespaces in this kernel; an offset that takes a clock below
             zero or past the kernel's limit; a name that is none. Nothing is left behind.
     """
     if not Path("/proc/self/ns/time").exists():
-        raise HostError("hosts need time namespaces: a kernel of 5.6 or later with CONFIG_TIME_NS")
+        raise Error("hosts need time namespaces: a kernel of 5.6 or later with CONFIG_TIME_NS")
     with ExitStack() as stack:
         switch = stack.enter_context(_held("the switch", SWITCH, SWITCH_HOLDER))
         hosts = tuple(
@@ -164,7 +162,7 @@ def network(*specs: HostSpec) -> Iterator[Network]:
         try:
             _connect(switch, hosts)
         except NetlinkError as error:
-            raise HostError(f"the hosts' network cannot be made: {error}") from error
+            raise Error(f"the hosts' network cannot be made: {error}") from error
         yield Network(hosts, ["nsenter", "--target", str(switch), "--net", "--"])
 
 
@@ -194,7 +192,7 @@ def _held(what: str, namespaces: tuple[str, ...], script: str, *argv: str) -> It
     try:
         pid = holder.stdout.readline().strip()
         if not pid:
-            raise HostError(f"{what} cannot be made: {_reason(holder.stderr.read())}")
+            raise Error(f"{what} cannot be made: {_reason(holder.stderr.read())}")
         yield int(pid)
     finally:
         _end(what, holder)
@@ -214,7 +212,7 @@ def _end(what: str, holder: subprocess.Popen[str]) -> None:
     """Let a holder go and wait until the kernel has taken down everything in its namespaces.
 
     Raises:
-        HostError: something outside has a child in the host and does not reap it.
+        Error: something outside has a child in the host and does not reap it.
     """
     farewell: str | None = "\n"
     for _ in range(round(PATIENCE / 0.2)):
@@ -224,7 +222,7 @@ def _end(what: str, holder: subprocess.Popen[str]) -> None:
         except subprocess.TimeoutExpired:
             farewell = None  # said once
             _wake_nsenters(holder.pid)
-    raise HostError(f"{what} does not end: a process outside it does not reap its children there")
+    raise Error(f"{what} does not end: a process outside it does not reap its children there")
 
 
 def _wake_nsenters(holder: int) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timeshim
+from harness.carrier import Carrier
+from harness.criu import Criu
 from timeshim import tsc
 from timeshim._native import lib
 from timeshim.clocks import Export
@@ -21,9 +23,6 @@ from timeshim.control import Control
 from timeshim.errors import Error
 from timeshim.page import TSC_RATIO_ONE
 from timeshim.tasks import PARTS, runtime_dir
-
-from harness.carrier import Carrier
-from harness.criu import Criu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -160,12 +159,12 @@ def agree(task: Task, carrier: Carrier, criu: Criu, options: Options) -> int:
     if task.clocks == "none" or own.matches(there):
         return TSC_RATIO_ONE
     if not options.scale_tsc:
-        message = f"the TSC of {task.name} runs at {own}, that of {carrier.peer} at {there}: use --scale-tsc to have it scaled"  # noqa: E501
-        raise Error(message)
+        raise Error(
+            f"the TSC of {task.name} runs at {own}, that of {carrier.peer} at {there}: use --scale-tsc to have it scaled"
+        )
     ratio = lib.ts_ratio(hz, there.hz)
     if not ratio:
-        message = f"a TSC of {own} cannot be scaled from one of {there}: the ratio is too large"
-        raise Error(message)
+        raise Error(f"a TSC of {own} cannot be scaled from one of {there}: the ratio is too large")
     return int(ratio)
 
 
@@ -203,8 +202,9 @@ def hand_over(task: Task, carrier: Carrier) -> dict[str, Any]:
         carrier.send("go")
         return carrier.expect("running")
     except Error as error:
-        message = f"{error}; it was told to let {task.name} run, but did not say that it does, so the copy here stays frozen: `timeshim resolve {task.name}` asks it"  # noqa: E501
-        raise Error(message) from None
+        raise Error(
+            f"{error}; it was told to let {task.name} run, but did not say that it does, so the copy here stays frozen: `timeshim resolve {task.name}` asks it"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -237,8 +237,7 @@ def make_image_room(task: Task, size: int) -> Path:
             path.mkdir(mode=0o700)
             return path
         tried.append(f"{parent} has {free >> 20} MB free")
-    message = f"no room for the images, {needed >> 20} MB: {', '.join(tried)}"
-    raise Error(message)
+    raise Error(f"no room for the images, {needed >> 20} MB: {', '.join(tried)}")
 
 
 def _per_process(task: Task, file: str, take: Callable[[str], None]) -> None:

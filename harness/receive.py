@@ -13,19 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.criu import Criu, leave_time_namespace
+from harness.migrate import make_image_room
 from timeshim import tsc
 from timeshim.control import Control
 from timeshim.errors import Error
 from timeshim.launch import start_supervisor
 from timeshim.tasks import PARTS, Task, all_tasks, has_arrived, runtime_dir, unused_name
 
-from harness.criu import Criu, leave_time_namespace
-from harness.migrate import make_image_room
-
 if TYPE_CHECKING:
-    from timeshim.supervisor import Supervisor
-
     from harness.wire import Wire
+    from timeshim.supervisor import Supervisor
 
 
 def receive(wire: Wire) -> None:
@@ -38,8 +36,7 @@ def receive(wire: Wire) -> None:
         elif first["kind"] == "offer":
             receive_task(wire, first)
         else:
-            message = f"a stream cannot begin with {first['kind']!r}"
-            raise Error(message)
+            raise Error(f"a stream cannot begin with {first['kind']!r}")
     except Error as error:
         _refuse(wire, str(error))
     except OSError as error:
@@ -100,20 +97,20 @@ def check(offer: dict[str, Any]) -> Criu:
         Error: it cannot, and what is missing.
     """
     if os.geteuid():
-        message = "a task can only be restored by root"
-        raise Error(message)
+        raise Error("a task can only be restored by root")
     criu = Criu.find()
     if criu.version != offer["criu"]:
-        message = f"criu here is {criu.version}, at the source it is {offer['criu']}: install the same version"  # noqa: E501
-        raise Error(message)
+        raise Error(
+            f"criu here is {criu.version}, at the source it is {offer['criu']}: install the same version"
+        )
     for name, size in offer["files"].items():
         path = Path(name)
         if not path.is_file():
-            message = f"the task uses {name}, which does not exist here: install it"
-            raise Error(message)
+            raise Error(f"the task uses {name}, which does not exist here: install it")
         if path.stat().st_size != size:
-            message = f"{name} is another file here ({path.stat().st_size} bytes instead of {size}): install the same version"  # noqa: E501
-            raise Error(message)
+            raise Error(
+                f"{name} is another file here ({path.stat().st_size} bytes instead of {size}): install the same version"
+            )
     return criu
 
 
@@ -134,15 +131,14 @@ def receive_files(wire: Wire, task: Task, images: Path) -> None:
         elif name.endswith(".img") and "/" not in name:
             path = images / name
         else:
-            error = f"the stream contains a file {name!r}, which no task has"
-            raise Error(error)
+            raise Error(f"the stream contains a file {name!r}, which no task has")
         wire.receive_file(message, path)
         if name in PARTS:
             path.chmod(0o755)
 
 
 @contextlib.contextmanager
-def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:  # noqa: ANN401
+def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:
     """Restore a task into a capsule of its own, frozen, and yield its supervisor.
 
     Leaving this without a commit ends the capsule, with all that is in it.
@@ -175,8 +171,7 @@ def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:
             for fd in pipe:
                 os.close(fd)
         if not task.cgroup.frozen:
-            message = "the restored task is not frozen, as it must be before it may run"
-            raise Error(message)
+            raise Error("the restored task is not frozen, as it must be before it may run")
         yield control
 
 
@@ -204,5 +199,4 @@ def tree(ancestor: int, root: int) -> list[int]:
         numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
         if pid != ancestor and int(numbers.split()[-1]) == root:
             return descendants(pid)
-    message = f"criu restored no process {root}"
-    raise Error(message)
+    raise Error(f"criu restored no process {root}")

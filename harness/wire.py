@@ -46,14 +46,15 @@ class Wire:
         if not line:
             raise self.lost()
         if line != GREETING:
-            message = f"{self.peer} answered {line!r} instead of timeshim's greeting: is its timeshim another version, or does its shell print something?"  # noqa: E501
-            raise Error(message)
+            raise Error(
+                f"{self.peer} answered {line!r} instead of timeshim's greeting: is its timeshim another version, or does its shell print something?"
+            )
 
     def lost(self) -> Error:
         """Return the error that the other end is gone."""
         return Error(f"{self.peer} ended the connection")
 
-    def send(self, kind: str, **content: Any) -> None:  # noqa: ANN401 - JSON
+    def send(self, kind: str, **content: Any) -> None:
         """Send a message.
 
         Raises:
@@ -80,14 +81,14 @@ class Wire:
         """
         (length,) = struct.unpack("!I", self._read(4))
         if length > MESSAGE_BYTES:
-            message = f"{self.peer} sent a message of {length} bytes, which is none of timeshim's"
-            raise Error(message)
+            raise Error(
+                f"{self.peer} sent a message of {length} bytes, which is none of timeshim's"
+            )
         try:
             content = json.loads(self._read(length))
             content["kind"]
         except (ValueError, TypeError, KeyError):
-            message = f"{self.peer} sent what is not a message of timeshim's"
-            raise Error(message) from None
+            raise Error(f"{self.peer} sent what is not a message of timeshim's") from None
         return content  # type: ignore[no-any-return]
 
     def expect(self, kind: str) -> dict[str, Any]:
@@ -100,8 +101,7 @@ class Wire:
         if content["kind"] == "error":
             raise Error(f"{self.peer}: {content['message']}")
         if content["kind"] != kind:
-            message = f"{self.peer} sent {content['kind']!r} where {kind!r} was due"
-            raise Error(message)
+            raise Error(f"{self.peer} sent {content['kind']!r} where {kind!r} was due")
         return content
 
     def send_file(self, path: Path, name: str, advance: Callable[[int], None]) -> None:

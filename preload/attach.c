@@ -28,8 +28,13 @@ struct shim shim;
 
 static void __attribute__((noreturn)) refuse(const char *what, const char *why)
 {
-	const char *part[] = { "timeshim: ", (const char *)getauxval(AT_EXECFN), " was not started: ",
-			       what, ": ", why, "\n" };
+	const char *part[] = { "timeshim: ",
+			       (const char *)getauxval(AT_EXECFN),
+			       " was not started: ",
+			       what,
+			       ": ",
+			       why,
+			       "\n" };
 	struct iovec iov[sizeof(part) / sizeof(part[0])];
 
 	for (size_t i = 0; i < sizeof(part) / sizeof(part[0]); i++)

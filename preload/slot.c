@@ -40,9 +40,9 @@ static struct ts_slot *take(uint64_t frame)
 
 		if (owner == self && left_behind(slot, frame)) {
 			__atomic_store_n(&slot->armed, 0, __ATOMIC_RELEASE);
-		} else if (owner || !__atomic_compare_exchange_n(&slot->owner, &owner, self, false,
-								 __ATOMIC_ACQUIRE,
-								 __ATOMIC_RELAXED)) {
+		} else if (owner ||
+			   !__atomic_compare_exchange_n(&slot->owner, &owner, self, false,
+							__ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
 			continue;
 		}
 		slot->frame = frame;

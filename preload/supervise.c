@@ -49,8 +49,7 @@ void ts_read_clocks(struct ts_clocks *best)
 
 void ts_to_virtual(struct ts_clocks *clocks, const struct ts_epoch *epoch)
 {
-	struct ts_time coarse =
-		ts_add(ts_from_ns(clocks->coarse), epoch->offset[TS_MONOTONIC]);
+	struct ts_time coarse = ts_add(ts_from_ns(clocks->coarse), epoch->offset[TS_MONOTONIC]);
 
 	if (ts_before(coarse, epoch->coarse_floor))
 		coarse = epoch->coarse_floor;

@@ -29,7 +29,8 @@ void ts_to_virtual(struct ts_clocks *clocks, const struct ts_epoch *epoch);
  * The epoch in which the virtual clocks go on from resume at the moment when the kernel's
  * read kernel.  tsc_ratio as from ts_ratio().
  */
-void ts_begin_epoch(struct ts_epoch *epoch, const struct ts_clocks *resume, const struct ts_clocks *kernel, uint64_t tsc_ratio);
+void ts_begin_epoch(struct ts_epoch *epoch, const struct ts_clocks *resume,
+		    const struct ts_clocks *kernel, uint64_t tsc_ratio);
 
 /* Puts an epoch into force. */
 void ts_publish(struct ts_clock_area *area, const struct ts_epoch *epoch);

@@ -14,18 +14,18 @@
  * Evaluates call, which yields an error number, with deadline standing for what the kernel
  * is to be told instead of abstime, until it ends for a reason of its own.
  */
-#define UNTIL(deadline, abstime, clock, call)                                       \
-	({                                                                          \
-		struct wait wait;                                                   \
-		const struct timespec *deadline = wait_begin(&wait, clock, abstime); \
-		int err;                                                            \
-                                                                                    \
-		pthread_cleanup_push(wait_end, &wait);                              \
-		do                                                                  \
-			err = (call);                                               \
-		while (wait_again(&wait, err));                                     \
-		pthread_cleanup_pop(1);                                             \
-		err;                                                                \
+#define UNTIL(deadline, abstime, clock, call)                                                      \
+	({                                                                                         \
+		struct wait wait;                                                                  \
+		const struct timespec *deadline = wait_begin(&wait, clock, abstime);               \
+		int err;                                                                           \
+                                                                                                   \
+		pthread_cleanup_push(wait_end, &wait);                                             \
+		do                                                                                 \
+			err = (call);                                                              \
+		while (wait_again(&wait, err));                                                    \
+		pthread_cleanup_pop(1);                                                            \
+		err;                                                                               \
 	})
 
 int clock_nanosleep(clockid_t id, int flags, const struct timespec *req, struct timespec *rem)
@@ -33,8 +33,7 @@ int clock_nanosleep(clockid_t id, int flags, const struct timespec *req, struct 
 	/* a relative sleep has no deadline on any clock of the application's */
 	const struct timespec *abstime = flags & TIMER_ABSTIME ? req : NULL;
 
-	return UNTIL(until, abstime, id,
-		     shim.clock_nanosleep(id, flags, until ? until : req, rem));
+	return UNTIL(until, abstime, id, shim.clock_nanosleep(id, flags, until ? until : req, rem));
 }
 
 int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
@@ -54,14 +53,12 @@ int pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t id, const struct t
 	return UNTIL(until, abstime, id, shim.mutex_clocklock(mutex, id, until));
 }
 
-int pthread_rwlock_clockrdlock(pthread_rwlock_t *lock, clockid_t id,
-			       const struct timespec *abstime)
+int pthread_rwlock_clockrdlock(pthread_rwlock_t *lock, clockid_t id, const struct timespec *abstime)
 {
 	return UNTIL(until, abstime, id, shim.rwlock_clockrdlock(lock, id, until));
 }
 
-int pthread_rwlock_clockwrlock(pthread_rwlock_t *lock, clockid_t id,
-			       const struct timespec *abstime)
+int pthread_rwlock_clockwrlock(pthread_rwlock_t *lock, clockid_t id, const struct timespec *abstime)
 {
 	return UNTIL(until, abstime, id, shim.rwlock_clockwrlock(lock, id, until));
 }

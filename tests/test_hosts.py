@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.hosts import HostError, HostSpec, Network, network
+from harness.hosts import Error, HostSpec, Network, network
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces take root")
 
@@ -174,7 +174,7 @@ def test_a_failing_command_raises(net: Network) -> None:
     ],
 )
 def test_a_spec_that_cannot_be_met_is_refused(spec: HostSpec, message: str) -> None:
-    with pytest.raises(HostError, match=message), network(HostSpec("a"), spec):
+    with pytest.raises(Error, match=message), network(HostSpec("a"), spec):
         pass
 
 
@@ -190,7 +190,7 @@ def test_without_privilege_the_error_says_so() -> None:
         timeout=30,
     )
     last = refused.stderr.splitlines()[-1]
-    assert "HostError: the switch cannot be made: namespaces take root" in last
+    assert "Error: the switch cannot be made: namespaces take root" in last
 
 
 def test_a_stopped_command_does_not_keep_its_host() -> None:
@@ -242,7 +242,7 @@ try:
             raise
         if ending == "exception":
             raise RuntimeError
-except (RuntimeError, KeyboardInterrupt, hosts.HostError) as error:
+except (RuntimeError, KeyboardInterrupt, hosts.Error) as error:
     print(repr(error), file=sys.stderr)
 for process in kept:
     process.wait()

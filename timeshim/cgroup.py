@@ -31,8 +31,9 @@ def hierarchy() -> Path:
         mount, _, source = line.partition(" - ")
         if source.startswith("cgroup2 "):
             return Path(mount.split()[4])
-    message = "this host has no cgroup version 2 hierarchy: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`"  # noqa: E501
-    raise Error(message)
+    raise Error(
+        "this host has no cgroup version 2 hierarchy: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`"
+    )
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ class Cgroup:
                 os.sched_yield()
                 if time.monotonic_ns() > asked + FREEZE_SECONDS * 1e9:
                     self.thaw()
-                    message = f"the task did not freeze within {FREEZE_SECONDS:.0f} s: a process of it is stuck in the kernel"  # noqa: E501
-                    raise Error(message)
+                    raise Error(
+                        f"the task did not freeze within {FREEZE_SECONDS:.0f} s: a process of it is stuck in the kernel"
+                    )
         return asked
 
     def begin_freeze(self) -> None:

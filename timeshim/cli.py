@@ -24,7 +24,7 @@ from timeshim.tasks import Task, all_tasks, find, runtime_dir
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Span(click.ParamType):
+class Span(click.ParamType[int]):
     """A signed span of time such as +497d, -3s, 1.5h; in nanoseconds."""
 
     name = "span"
@@ -91,8 +91,7 @@ def run(
     if clocks == "shim":
         program.check_reachable(path)
     elif monotonic:
-        message = "--monotonic shifts the shim's clocks: it cannot be used with --clocks=none"
-        raise Error(message)
+        raise Error("--monotonic shifts the shim's clocks: it cannot be used with --clocks=none")
     frequency = tsc.measure_once(runtime_dir() / "tsc.json")
     task = Task.create(name, list(command), clocks, frequency.hz)
     try:
@@ -117,8 +116,7 @@ def shift(task: Task, ns: int) -> None:
     now = read_clocks()
     if now.monotonic + ns < 0:
         up = timedelta(seconds=now.monotonic // NSEC)
-        message = f"the clocks would be negative: CLOCK_MONOTONIC on this host reads {up} only"
-        raise Error(message)
+        raise Error(f"the clocks would be negative: CLOCK_MONOTONIC on this host reads {up} only")
     with task.page() as page:
         shifted = replace(
             now,

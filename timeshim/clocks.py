@@ -31,7 +31,7 @@ class Clocks:
     """All of them were read within this many nanoseconds."""
 
     @classmethod
-    def of(cls, c: Any) -> Self:  # noqa: ANN401 - a struct ts_clocks
+    def of(cls, c: Any) -> Self:
         """Take over a struct ts_clocks."""
         return cls(
             monotonic=c.time[lib.TS_MONOTONIC],
@@ -43,7 +43,7 @@ class Clocks:
             spread=c.spread,
         )
 
-    def to_c(self) -> Any:  # noqa: ANN401 - a struct ts_clocks *
+    def to_c(self) -> Any:
         """Make a struct ts_clocks of it."""
         c = ffi.new("struct ts_clocks *")
         c.time[lib.TS_MONOTONIC] = self.monotonic
@@ -62,7 +62,7 @@ class Clocks:
             boottime=self.boottime + offsets.boottime,
         )
 
-    def virtual(self, epoch: Any) -> Self:  # noqa: ANN401 - a struct ts_epoch
+    def virtual(self, epoch: Any) -> Self:
         """Return what an application would have read, given the epoch in force."""
         c = self.to_c()
         lib.ts_to_virtual(c, ffi.addressof(epoch))
@@ -148,7 +148,7 @@ class Export:
         return cls(**record | {"virtual": clocks, "task_area": area})
 
 
-def begin_epoch(resume: Clocks, kernel: Clocks, tsc_ratio: int) -> Any:  # noqa: ANN401
+def begin_epoch(resume: Clocks, kernel: Clocks, tsc_ratio: int) -> Any:
     """Return the struct ts_epoch * in which virtual clocks go on from `resume`.
 
     Args:

@@ -33,8 +33,7 @@ class Control:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            message = f"the task's supervisor does not answer: {error.strerror}"
-            raise Error(message) from None
+            raise Error(f"the task's supervisor does not answer: {error.strerror}") from None
         self._lines = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:
@@ -50,7 +49,7 @@ class Control:
         self._lines.close()
         self._socket.close()
 
-    def __call__(self, operation: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON
+    def __call__(self, operation: str, **arguments: Any) -> Any:
         """Have the supervisor do something, and return what it answers.
 
         Raises:
@@ -59,8 +58,7 @@ class Control:
         self._socket.sendall(json.dumps([operation, arguments]).encode() + b"\n")
         line = self._lines.readline()
         if not line:
-            message = "the task has ended"
-            raise Error(message)
+            raise Error("the task has ended")
         answer = json.loads(line)
         if "error" in answer:
             raise Error(answer["error"])

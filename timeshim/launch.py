@@ -45,8 +45,7 @@ class Report:
                 raise Error(event["failed"])
             if any(key in event for key in expected):
                 return event
-        message = "the task's supervisor ended unexpectedly"
-        raise Error(message)
+        raise Error("the task's supervisor ended unexpectedly")
 
 
 def start_supervisor(
@@ -68,8 +67,7 @@ def start_supervisor(
         try:
             # The first child after unshare(CLONE_NEWPID) is the namespace's init, hence two forks.
             if task.capsule and (error := lib.ts_unshare(CLONE_NEWNS | CLONE_NEWPID)):
-                message = f"cannot make a pid namespace: {os.strerror(error)}"
-                raise Error(message)
+                raise Error(f"cannot make a pid namespace: {os.strerror(error)}")
             pid = os.fork()
             if not pid:
                 os.setsid()
@@ -143,11 +141,11 @@ def launch(task: Task, *, detach: bool) -> Report:
         if task.clocks == "shim":
             event = report.wait("attached", "unattached", "exit")
             if "unattached" in event:
-                message = f"the shim did not attach to {task.argv[0]}, so its clocks would not be virtual: it was stopped"  # noqa: E501
-                raise Error(message)
+                raise Error(
+                    f"the shim did not attach to {task.argv[0]}, so its clocks would not be virtual: it was stopped"
+                )
             if "exit" in event and event["exit"] == 0:
-                message = f"{task.argv[0]} ended before the shim attached to it"
-                raise Error(message)
+                raise Error(f"{task.argv[0]} ended before the shim attached to it")
             if "exit" in event:
                 raise SystemExit(event["exit"])
         else:

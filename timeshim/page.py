@@ -65,19 +65,18 @@ class Page:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            message = f"the page {path} cannot be opened: {error.strerror}"
-            raise Error(message) from None
+            raise Error(f"the page {path} cannot be opened: {error.strerror}") from None
         size = os.fstat(fd).st_size
         if size != lib.TS_PAGE_SIZE:
             os.close(fd)
-            message = f"{path} is not a page of this version: it has {size} bytes instead of {lib.TS_PAGE_SIZE}"  # noqa: E501
-            raise Error(message)
+            raise Error(
+                f"{path} is not a page of this version: it has {size} bytes instead of {lib.TS_PAGE_SIZE}"
+            )
         page = cls(fd)
         problem = page._problem(task)
         if problem:
             page.close()
-            message = f"{path} {problem}"
-            raise Error(message)
+            raise Error(f"{path} {problem}")
         return page
 
     def _problem(self, task: str) -> str:
@@ -112,7 +111,7 @@ class Page:
         return int(self._clocks.generation)
 
     @property
-    def epoch(self) -> Any:  # noqa: ANN401 - a struct ts_epoch
+    def epoch(self) -> Any:
         """The struct ts_epoch in force."""
         return self._clocks.epoch[self._clocks.generation & 1]
 
@@ -158,11 +157,11 @@ class Page:
         self._clocks.migrations = migrations
         self._clocks.blackout_ns = blackout_ns
 
-    def publish(self, epoch: Any) -> None:  # noqa: ANN401 - a struct ts_epoch *
+    def publish(self, epoch: Any) -> None:
         """Begin an epoch: all clock reads from now on, also those in progress, are in it."""
         lib.ts_publish(self._clocks, epoch)
 
-    def correct_slots(self, epoch: Any) -> int:  # noqa: ANN401 - a struct ts_epoch *
+    def correct_slots(self, epoch: Any) -> int:
         """Make the kernel deadlines of all waits in progress right for an epoch.
 
         Only while no thread of the task runs.
@@ -212,6 +211,5 @@ class Page:
         """
         for start, data in parts.items():
             if start < lib.TS_TASK_AREA or start + len(data) > lib.TS_PAGE_SIZE:
-                message = "the export describes slots that lie outside the page"
-                raise Error(message)
+                raise Error("the export describes slots that lie outside the page")
             self._map[start : start + len(data)] = data

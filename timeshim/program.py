@@ -29,8 +29,7 @@ def find(command: str) -> Path:
     """
     found = shutil.which(command)
     if not found:
-        message = f"there is no executable program {command!r}"
-        raise Error(message)
+        raise Error(f"there is no executable program {command!r}")
     return Path(found)
 
 
@@ -50,8 +49,7 @@ def check_reachable(path: Path) -> None:
             break
         path = Path(interpreter[0])
         if not path.exists():
-            message = f"{path}, the interpreter of a script, does not exist"
-            raise Error(message)
+            raise Error(f"{path}, the interpreter of a script, does not exist")
     _check_elf(path)
 
 
@@ -61,8 +59,9 @@ def _check_privileges(path: Path) -> None:
     raises_group = status.st_mode & stat.S_ISGID and status.st_gid != os.getegid()
     capable = os.geteuid() and "security.capability" in os.listxattr(path)
     if raises_user or raises_group or capable:
-        message = f"{path} gains privileges when it starts (set-user-ID or file capabilities), so no preload reaches it: start it as the user it becomes; {_HINT}"  # noqa: E501
-        raise Error(message)
+        raise Error(
+            f"{path} gains privileges when it starts (set-user-ID or file capabilities), so no preload reaches it: start it as the user it becomes; {_HINT}"
+        )
 
 
 def _check_elf(path: Path) -> None:
@@ -71,15 +70,15 @@ def _check_elf(path: Path) -> None:
             elf = ELFFile(file)
         except ELFError:
             return  # not ELF: execve(2) says what it thinks of it
-        if elf.get_machine_arch() != "x64" or elf.elfclass != 64:  # noqa: PLR2004 - ELFCLASS64
-            message = f"{path} is a program for {elf.get_machine_arch()}: only x86-64 ones are supported; {_HINT}"  # noqa: E501
-            raise Error(message)
+        if elf.get_machine_arch() != "x64" or elf.elfclass != 64:
+            raise Error(
+                f"{path} is a program for {elf.get_machine_arch()}: only x86-64 ones are supported; {_HINT}"
+            )
         loader = next((s for s in elf.iter_segments() if s["p_type"] == "PT_INTERP"), None)
         if loader is None:
-            message = f"{path} is statically linked, so no preload reaches it; {_HINT}"
-            raise Error(message)
+            raise Error(f"{path} is statically linked, so no preload reaches it; {_HINT}")
         if "musl" in loader.get_interp_name():
             message = (
-                f"{path} is linked with musl, which this shim (for glibc) cannot serve; {_HINT}"  # noqa: E501
+                f"{path} is linked with musl, which this shim (for glibc) cannot serve; {_HINT}"
             )
             raise Error(message)

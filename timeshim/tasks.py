@@ -44,8 +44,7 @@ def runtime_dir() -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.lstat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o077 or path.is_symlink():
-        message = f"{path} is not a directory of yours alone: remove it or set XDG_RUNTIME_DIR"
-        raise Error(message)
+        raise Error(f"{path} is not a directory of yours alone: remove it or set XDG_RUNTIME_DIR")
     return path
 
 
@@ -127,8 +126,7 @@ class Task:
         )
         task.name = task.name or unused_name(Path(argv[0]).name)
         if name and any(other.name == name for other in all_tasks()):
-            message = f"a task named {name!r} runs already: choose another name"
-            raise Error(message)
+            raise Error(f"a task named {name!r} runs already: choose another name")
         task.make_room(tsc_hz)
         for part in PARTS:
             shutil.copy(Path(_native.__file__).parent / part, task.shared)
@@ -228,5 +226,4 @@ def find(name: str) -> Task:
         if name in (task.name, task.id):
             return task
     running = ", ".join(task.name for task in tasks) or "none is running"
-    message = f"there is no task {name!r} on this host ({running})"
-    raise Error(message)
+    raise Error(f"there is no task {name!r} on this host ({running})")

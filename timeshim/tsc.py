@@ -50,8 +50,7 @@ def _cpuid(leaf: int) -> list[int] | None:
 def _from_environment() -> float:
     given = os.environ.get("TIMESHIM_TSC_HZ", "0")
     if not given.isdigit():
-        message = f"TIMESHIM_TSC_HZ is {given!r}: give the TSC frequency as a whole number of Hz"
-        raise Error(message)
+        raise Error(f"TIMESHIM_TSC_HZ is {given!r}: give the TSC frequency as a whole number of Hz")
     return float(given)
 
 
