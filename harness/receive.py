@@ -156,7 +156,8 @@ def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:
         for pid in tree(criu_pid, root):
             task.cgroup.add(pid)
 
-    report = start_supervisor(task, [(reader, None) for _, (reader, _) in pipes], begin)
+    outputs = [(reader, None) for _, (reader, _) in pipes]
+    report = start_supervisor(task, outputs, [writer for _, (_, writer) in pipes], begin)
     report.wait("listening")
     with Control(task.control) as control:
         control("lease")

@@ -19,7 +19,7 @@ from timeshim.clocks import NSEC, begin_epoch, frame_of, read_clocks
 from timeshim.control import Control
 from timeshim.errors import Error
 from timeshim.page import TSC_RATIO_ONE
-from timeshim.tasks import Task, all_tasks, find, runtime_dir
+from timeshim.tasks import Task, all_tasks, find, output_of, runtime_dir
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -150,6 +150,16 @@ def ps(*, as_json: bool) -> None:
             shlex.join(row["argv"]),
         )
     show(table)
+
+
+@main.command()
+@click.argument("task")
+def logs(task: str) -> None:
+    """Print what TASK printed on this host while nobody was there to read it."""
+    try:
+        click.echo(output_of(task).read_bytes(), nl=False)
+    except FileNotFoundError:
+        raise Error(f"no task {task!r} ever ran on this host") from None
 
 
 def describe(task: Task) -> dict[str, Any]:

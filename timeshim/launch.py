@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from timeshim._native import lib
@@ -49,13 +48,17 @@ class Report:
 
 
 def start_supervisor(
-    task: Task, outputs: list[tuple[int, int | None]], begin: Callable[[Supervisor], None]
+    task: Task,
+    outputs: list[tuple[int, int | None]],
+    keep: list[int],
+    begin: Callable[[Supervisor], None],
 ) -> Report:
     """Fork a supervisor into a capsule of its own (as root), and have it begin.
 
     Args:
         task: the task; its directory exists.
         outputs: see `Supervisor`.
+        keep: further descriptors that `begin` needs.
         begin: what it does first, in the capsule; an Error there is reported, then it ends.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -71,6 +74,8 @@ def start_supervisor(
             pid = os.fork()
             if not pid:
                 os.setsid()
+                ours = {fd for pair in outputs for fd in pair if fd is not None}
+                let_go({writer, *ours, *keep})
                 _supervise(task, outputs, writer, begin)
             os.write(writer, json.dumps({"supervisor": pid}).encode() + b"\n")
         except Error as error:
@@ -84,6 +89,24 @@ def start_supervisor(
     task.started = start_time(task.supervisor)
     task.save()
     return report
+
+
+def let_go(keep: set[int]) -> None:
+    """Close all descriptors but these, and have the standard ones lead nowhere.
+
+    A supervisor outlives whoever started it: what it held open would keep a pipeline, or the
+    carrier's connection, from ever ending.
+    """
+    for entry in os.listdir("/proc/self/fd"):
+        if int(entry) not in keep:
+            with contextlib.suppress(OSError):  # the one that listed them is gone already
+                os.close(int(entry))
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        if fd not in keep:
+            os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
 
 
 def _supervise(
@@ -102,8 +125,9 @@ def _supervise(
         except Error as error:
             supervisor.report(failed=str(error))
             task.remove()
-    except BaseException:  # noqa: BLE001 - the last chance to say anything
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 - the last chance to say anything
+        failed = {"failed": f"the supervisor failed: {error!r}"}
+        os.write(writer, json.dumps(failed).encode() + b"\n")
     finally:
         os._exit(0)
 
@@ -135,7 +159,7 @@ def launch(task: Task, *, detach: bool) -> Report:
             os.close(fd)
 
     try:
-        report = start_supervisor(task, outputs, begin)
+        report = start_supervisor(task, outputs, [writer for _, writer in pipes], begin)
         for fd in (fd for pipe in pipes for fd in pipe):
             os.close(fd)
         if task.clocks == "shim":

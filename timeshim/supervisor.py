@@ -28,7 +28,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from timeshim import clocks
 from timeshim._native import lib
@@ -45,6 +45,7 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 2, 4, 8, 32, 4096
 MS_REC, MS_SLAVE = 16384, 1 << 19
 
 ATTACH_SECONDS = 10.0
+LOG_BYTES = 16 << 20
 FORWARDED = (
     signal.SIGHUP,
     signal.SIGINT,
@@ -82,19 +83,38 @@ def undisturbed() -> Iterator[None]:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
-def relay(source: int, target: int | None, log: Path) -> None:
+class Log:
+    """What a task prints where nobody reads it: a file, and the one before it."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepare; the file is opened when there is something to write."""
+        self.path = path
+        self._file: IO[bytes] | None = None
+
+    def write(self, data: bytes) -> None:
+        """Append, and begin a new file once this one is large."""
+        if self._file and self._file.tell() > LOG_BYTES:
+            self._file.close()
+            self.path.rename(self.path.with_name(f"{self.path.name}.1"))
+            self._file = None
+        if not self._file:
+            self._file = self.path.open("ab", buffering=0)
+        self._file.write(data)
+
+
+def relay(source: int, target: int | None, log: Log) -> None:
     """Copy what the task prints to where it was launched, or to its log once nobody is there."""
     with contextlib.closing(os.fdopen(source, "rb", buffering=0)) as pipe:
         while data := pipe.read(1 << 16):
-            while data:
-                if target is None:
-                    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                try:
+            try:
+                while target is not None and data:
                     data = data[os.write(target, data) :]
-                except BrokenPipeError:
-                    return  # closes our end, so that the task's next write fails as well
-                except OSError:  # the terminal is gone
-                    target = None
+            except BrokenPipeError:
+                return  # closes our end, so that the task's next write fails as well
+            except OSError:  # the terminal is gone
+                target = None
+            if data:
+                log.write(data)
 
 
 class Supervisor:
@@ -171,10 +191,9 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in FORWARDED:
             signal.signal(number, lambda number, _: self.signal(number))
+        log = Log(self.task.output)
         for source, target in self.outputs:
-            thread = threading.Thread(
-                target=relay, args=(source, target, self.task.dir / "output"), daemon=True
-            )
+            thread = threading.Thread(target=relay, args=(source, target, log), daemon=True)
             thread.start()
             self.relays.append(thread)
 

@@ -4,11 +4,13 @@ A task that is on this host has a directory ``<runtime>/<id>.<hop>``::
 
     task.json   what follows in `Task`
     control     the supervisor's socket
-    output      what the task printed, when nobody is there to read it
     shared/     all the task itself sees, as <runtime>/task: page, libtimeshim.so, reaper
 
 The shim and the reaper are copies: they move with the task, so that neither an upgrade here nor
 another release there changes what lies under a running program.
+
+What a task prints where nobody reads it goes to ``<runtime>/output/<name>``, and stays there when
+the task has ended or left, until a task of the same name comes.
 """
 
 from __future__ import annotations
@@ -90,6 +92,11 @@ class Task:
         return self.dir / "shared"
 
     @property
+    def output(self) -> Path:
+        """What it printed on this host without anybody there to read it."""
+        return output_of(self.name)
+
+    @property
     def inside(self) -> Path:
         """Where the task sees that part: at one place on all hosts, so that CRIU finds it."""
         return runtime_dir() / "task" if self.capsule else self.shared
@@ -142,6 +149,8 @@ class Task:
         self.shared.mkdir()
         self.shared.chmod(0o755)
         self.inside.mkdir(exist_ok=True)
+        self.output.parent.mkdir(exist_ok=True)
+        self.output.write_bytes(b"")
         Page.create(self.shared / "page", self.id, tsc_hz).close()
         if self.capsule:
             self.cgroup.create()
@@ -185,6 +194,11 @@ def all_tasks() -> list[Task]:
         if not task.alive:
             task.remove()
     return sorted((task for task in tasks if task.alive), key=lambda task: task.started or 0)
+
+
+def output_of(name: str) -> Path:
+    """Return where what a task of that name printed is kept."""
+    return runtime_dir() / "output" / name.replace("/", "_")
 
 
 def _arrivals() -> Path:
