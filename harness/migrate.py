@@ -25,7 +25,7 @@ from timeshim.page import TSC_RATIO_ONE
 from timeshim.tasks import PARTS, runtime_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from timeshim.tasks import Task
 
@@ -100,17 +100,19 @@ def migrate(
         progress.phase("freeze")
         frozen = control("freeze")
         try:
-            with image_room(task) as images:
-                progress.phase("dump")
-                criu.dump(task.supervisor, frozen["root"], images, task.cgroup.path)
-                progress.phase("send")
-                size = send(carrier, task, frozen, images, ratio, progress)
+            images = make_image_room(task, resident_bytes(task))
+            progress.phase("dump")
+            criu.dump(task.supervisor, frozen["root"], images, task.cgroup.path)
+            progress.phase("send")
+            size = send(carrier, task, frozen, images, ratio, progress)
+            task.drop_images()
             progress.phase("restore")
             carrier.expect("restored")
             progress.phase("commit")
             control("go", destination=list(host))
         except BaseException:
             control("resume")
+            task.drop_images()
             raise
 
         running = hand_over(task, carrier)
@@ -207,20 +209,6 @@ def hand_over(task: Task, carrier: Carrier) -> dict[str, Any]:
         ) from None
 
 
-@contextlib.contextmanager
-def image_room(task: Task) -> Iterator[Path]:
-    """Yield a directory for the images of a task, which is removed afterwards.
-
-    Raises:
-        Error: there is no room for them.
-    """
-    images = make_image_room(task, resident_bytes(task))
-    try:
-        yield images
-    finally:
-        shutil.rmtree(images, ignore_errors=True)
-
-
 def make_image_room(task: Task, size: int) -> Path:
     """Make a directory for images, in memory if there is room, else on disk.
 
@@ -232,7 +220,9 @@ def make_image_room(task: Task, size: int) -> Path:
     for parent in (runtime_dir(), Path("/var/tmp")):  # noqa: S108 - the directory is ours alone
         free = shutil.disk_usage(parent).free
         if free >= needed:
-            path = parent / f"timeshim-{task.id}.{task.hop}"
+            path = parent / f"timeshim-images-{task.id}.{task.hop}"
+            task.images = str(path)
+            task.save()  # first, so that it is found and removed whatever happens
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir(mode=0o700)
             return path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +61,12 @@ def receive_task(wire: Wire, offer: dict[str, Any]) -> None:
     task = Task(**offer["task"], clocks=offer["clocks"], capsule=True)
     if any(other.name == task.name and other.id != task.id for other in all_tasks()):
         task.name = unused_name(task.name)
-    images = make_image_room(task, offer["memory"])
+    task.make_room(offer["tsc_hz"])
     try:
+        images = make_image_room(task, offer["memory"])
         wire.send("accept", tsc=asdict(frequency), name=task.name)
         export = wire.expect("export")
         frozen = export["frozen"]
-        task.make_room(offer["tsc_hz"])
         receive_files(wire, task, images)
         if not offer["time_namespace"] or not Path("/proc/self/ns/time").exists():
             leave_time_namespace(images)
@@ -81,13 +80,12 @@ def receive_task(wire: Wire, offer: dict[str, Any]) -> None:
                 last_pid=frozen["last_pid"],
                 tsc_ratio=export["tsc_ratio"],
             )
+            task.drop_images()
             wire.send("running", **running)
     except BaseException:
         if not has_arrived(task.id, task.hop):
             task.remove()
         raise
-    finally:
-        shutil.rmtree(images, ignore_errors=True)
 
 
 def check(offer: dict[str, Any]) -> Criu:
@@ -157,10 +155,10 @@ def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:
             task.cgroup.add(pid)
 
     outputs = [(reader, None) for _, (reader, _) in pipes]
+    # as long as this report is open, the supervisor knows that we are there
     report = start_supervisor(task, outputs, [writer for _, (_, writer) in pipes], begin)
     report.wait("listening")
     with Control(task.control) as control:
-        control("lease")
         criu.restore(
             task.supervisor,
             frozen["root"],

@@ -16,7 +16,7 @@ from timeshim.supervisor import Supervisor
 from timeshim.tasks import Task, start_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
 
@@ -32,6 +32,10 @@ class Report:
         """Yield events until the supervisor has ended."""
         for line in self._file:
             yield json.loads(line)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._file.close()
 
     def wait(self, *expected: str) -> dict[str, Any]:
         """Return the first event that has one of these keys.
@@ -49,7 +53,7 @@ class Report:
 
 def start_supervisor(
     task: Task,
-    outputs: list[tuple[int, int | None]],
+    outputs: Sequence[tuple[int, int | None]],
     keep: list[int],
     begin: Callable[[Supervisor], None],
 ) -> Report:
@@ -111,7 +115,7 @@ def let_go(keep: set[int]) -> None:
 
 def _supervise(
     task: Task,
-    outputs: list[tuple[int, int | None]],
+    outputs: Sequence[tuple[int, int | None]],
     writer: int,
     begin: Callable[[Supervisor], None],
 ) -> None:

@@ -37,7 +37,7 @@ from timeshim.errors import Error
 from timeshim.tasks import note_arrival
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from timeshim.tasks import Task
 
@@ -120,7 +120,7 @@ def relay(source: int, target: int | None, log: Log) -> None:
 class Supervisor:
     """Supervises one task. Lives in a process of its own; see `timeshim.launch`."""
 
-    def __init__(self, task: Task, outputs: list[tuple[int, int | None]], report: int) -> None:
+    def __init__(self, task: Task, outputs: Sequence[tuple[int, int | None]], report: int) -> None:
         """Prepare; nothing happens yet.
 
         Args:
@@ -202,6 +202,8 @@ class Supervisor:
         listener.listen()
         self.selector.register(listener, selectors.EVENT_READ, self._accept)
         self.selector.register(wake, selectors.EVENT_READ, lambda fd: os.read(fd, 512))
+        # a pipe whose reader is gone is readable, so to speak: epoll says EPOLLERR
+        self.selector.register(self.report_fd, selectors.EVENT_READ, self._nobody_listens)
         self.report(listening=True)
 
         attach_deadline = time.monotonic() + ATTACH_SECONDS
@@ -263,7 +265,7 @@ class Supervisor:
         try:
             operation, arguments = json.loads(line)
             handle: Callable[..., Any] = self.operations[operation]
-            if operation in ("freeze", "lease"):
+            if operation == "freeze":
                 self.lease = connection
             answer = {"result": handle(self, **arguments)}
         except Error as error:
@@ -283,7 +285,11 @@ class Supervisor:
         if self.state == "frozen":
             self._await_criu()
             self.resume()
-        elif self.state == "arriving":
+
+    def _nobody_listens(self, _: object) -> None:
+        """Whoever started us is gone. A task that has not arrived goes with it."""
+        self.selector.unregister(self.report_fd)
+        if self.state == "arriving":
             self.state = "gone"
 
     def _await_criu(self, seconds: float = 30.0) -> None:
@@ -311,10 +317,6 @@ class Supervisor:
         """Send a signal to the application, by way of the reaper."""
         if self.root:
             os.kill(self.root, number)
-
-    def _hold(self) -> None:
-        """Take the lease: from now on the task depends on this connection."""
-        self._require("arriving", "running")
 
     def freeze(self) -> dict[str, Any]:
         """Stop the task, and export its virtual clocks."""
@@ -411,7 +413,6 @@ class Supervisor:
     operations: ClassVar[dict[str, Callable[..., Any]]] = {
         "status": status,
         "signal": signal,
-        "lease": _hold,
         "freeze": freeze,
         "resume": resume,
         "go": go,

@@ -29,6 +29,7 @@ from timeshim.errors import Error
 from timeshim.page import Page
 
 PARTS = ("libtimeshim.so", "reaper")
+BUILT = Path(_native.__file__).parent  # preload/build.py puts them beside the module
 
 
 def runtime_dir() -> Path:
@@ -80,6 +81,8 @@ class Task:
     """Pid of the supervisor, the capsule's init."""
     started: int | None = None
     """`start_time` of the supervisor."""
+    images: str = ""
+    """Directory of images that belong to a migration of it in progress."""
 
     @property
     def dir(self) -> Path:
@@ -136,16 +139,19 @@ class Task:
             raise Error(f"a task named {name!r} runs already: choose another name")
         task.make_room(tsc_hz)
         for part in PARTS:
-            shutil.copy(Path(_native.__file__).parent / part, task.shared)
+            shutil.copy(BUILT / part, task.shared)
         return task
 
     def make_room(self, tsc_hz: int) -> None:
         """Make its directory, with a fresh page, and its cgroup.
 
         Raises:
-            FileExistsError: it is on this host already.
+            Error: it is on this host already.
         """
-        self.dir.mkdir(mode=0o700)
+        try:
+            self.dir.mkdir(mode=0o700)
+        except FileExistsError:
+            raise Error(f"{self.name} is on this host already, in {self.dir}") from None
         self.shared.mkdir()
         self.shared.chmod(0o755)
         self.inside.mkdir(exist_ok=True)
@@ -169,7 +175,13 @@ class Task:
             if self.cgroup.path.exists():
                 self.cgroup.kill()
             self.cgroup.remove()
+        self.drop_images()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def drop_images(self) -> None:
+        """Remove its images, if there are any."""
+        if self.images:
+            shutil.rmtree(self.images, ignore_errors=True)
 
     def pids(self) -> list[int]:
         """Return its processes, oldest first, as the caller sees them; none without a capsule."""
