@@ -169,8 +169,7 @@ def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:
         for _, pipe in pipes:
             for fd in pipe:
                 os.close(fd)
-        if not task.cgroup.frozen:
-            raise Error("the restored task is not frozen, as it must be before it may run")
+        task.cgroup.await_frozen()  # asked to already; CRIU has just let go of its threads
         yield control
 
 

@@ -67,11 +67,6 @@ class Cgroup:
         return dict(line.split() for line in text.splitlines())
 
     @property
-    def frozen(self) -> bool:
-        """Whether all of its processes are stopped, outside any system call's middle."""
-        return self._events()["frozen"] == "1"
-
-    @property
     def freezing(self) -> bool:
         """Whether its processes are, or are about to be, stopped."""
         return (self.path / "cgroup.freeze").read_text().strip() == "1"
@@ -90,19 +85,31 @@ class Cgroup:
         Raises:
             Error: some process does not stop (uninterruptible in the kernel); all run on.
         """
+        asked = time.monotonic_ns()
+        self.begin_freeze()
+        try:
+            self.await_frozen()
+        except Error:
+            self.thaw()
+            raise
+        return asked
+
+    def await_frozen(self) -> None:
+        """Return as soon as all of its processes, which were asked to, have stopped.
+
+        Raises:
+            Error: some process does not stop: it is uninterruptible in the kernel.
+        """
+        deadline = time.monotonic() + FREEZE_SECONDS
         with (self.path / "cgroup.events").open("rb", buffering=0) as events:
-            asked = time.monotonic_ns()
-            self.begin_freeze()
             # It takes 0.1 ms, so no sleeping (notifications come every 10 ms at most); but a
             # thread must run in order to stop, perhaps on this very CPU.
             while b"frozen 1" not in os.pread(events.fileno(), 64, 0):
                 os.sched_yield()
-                if time.monotonic_ns() > asked + FREEZE_SECONDS * 1e9:
-                    self.thaw()
+                if time.monotonic() > deadline:
                     raise Error(
                         f"the task did not freeze within {FREEZE_SECONDS:.0f} s: a process of it is stuck in the kernel"
                     )
-        return asked
 
     def begin_freeze(self) -> None:
         """Ask for its processes, and those that join it, to stop."""
