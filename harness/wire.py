@@ -65,7 +65,15 @@ class Wire:
             self.writer.write(struct.pack("!I", len(data)) + data)
             self.writer.flush()
         except OSError:
-            raise self.lost() from None
+            raise self.last_words() from None
+
+    def last_words(self) -> Error:
+        """Return why the other end reads no more: what it said last, if anything."""
+        try:
+            self.expect("error")
+        except Error as error:
+            return error
+        raise AssertionError  # expect("error") always raises
 
     def _read(self, size: int) -> bytes:
         data = self.reader.read(size)
@@ -115,7 +123,7 @@ class Wire:
                 try:
                     self.writer.write(data)
                 except OSError:
-                    raise self.lost() from None
+                    raise self.last_words() from None
                 left -= len(data)
                 advance(len(data))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -133,7 +134,10 @@ def shift(task: Task, ns: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ps(*, as_json: bool) -> None:
     """List the tasks on this host."""
-    rows = [describe(task) for task in all_tasks()]
+    rows = []
+    for task in all_tasks():
+        with contextlib.suppress(Error):  # it ended just now
+            rows.append(describe(task))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -6,6 +6,7 @@ it has said `go`; so a harness that is killed leaves a task that runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import TYPE_CHECKING, Any, Self
@@ -53,10 +54,13 @@ class Control:
         """Have the supervisor do something, and return what it answers.
 
         Raises:
-            Error: it refused, and why; or it ended.
+            Error: it refused, and why; or the task ended.
+            TimeoutError: it does not answer at all.
         """
-        self._socket.sendall(json.dumps([operation, arguments]).encode() + b"\n")
-        line = self._lines.readline()
+        line = b""
+        with contextlib.suppress(ConnectionError):
+            self._socket.sendall(json.dumps([operation, arguments]).encode() + b"\n")
+            line = self._lines.readline()
         if not line:
             raise Error("the task has ended")
         answer = json.loads(line)

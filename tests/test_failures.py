@@ -1,0 +1,266 @@
+"""Migrations that fail: the task runs on where it was, its clocks too, and one sentence says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from journey import TIMESHIM, journey
+
+from timeshim.cgroup import hierarchy
+from timeshim.tasks import runtime_dir
+
+if TYPE_CHECKING:
+    from conftest import Program, Timeshim
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
+
+MS = 1_000_000
+USERFAULTFD = 323  # asm/unistd_64.h: a descriptor that CRIU does not know
+
+
+def breaking(moment: str) -> str:
+    """Return a HOST that means this host, by way of a carrier that breaks."""
+    return shlex.join(
+        [sys.executable, str(Path(__file__).with_name("breaking_carrier.py")), moment]
+    )
+
+
+def is_one_sentence(stderr: str) -> bool:
+    return stderr.startswith("Error: ") and stderr.count("\n") == 1
+
+
+class Watched:
+    """A task on this host that watches its clocks."""
+
+    def __init__(self, timeshim: Timeshim, program: Program) -> None:
+        self.timeshim = timeshim
+        timeshim.output("run", "--detach", "--name", "watched", "--", program("watch"), "2")
+
+    def tasks(self) -> list[dict[str, Any]]:
+        return json.loads(self.timeshim.output("ps", "--json"))  # type: ignore[no-any-return]
+
+    def await_state(self, state: str) -> dict[str, Any]:
+        deadline = time.monotonic() + 15
+        while True:
+            tasks = self.tasks()
+            if [task["state"] for task in tasks] == [state]:
+                return tasks[0]
+            assert time.monotonic() < deadline, tasks
+            time.sleep(0.05)
+
+    def wrong(self) -> list[str]:
+        """End it and say what was wrong with its clocks: they may pause, and nothing else."""
+        time.sleep(0.1)
+        (task,) = self.tasks()
+        os.kill(task["pids"][0], 15)
+        deadline = time.monotonic() + 20
+        while self.tasks():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        wrong = []
+        threads = [
+            json.loads(line) for line in self.timeshim.output("logs", "watched").splitlines()
+        ]
+        assert len(threads) == 2
+        for thread in threads:
+            for clock in ("monotonic", "raw", "boottime"):
+                seen = thread[clock]
+                if seen["backward"]:
+                    wrong.append(f"{clock} went back")
+                if seen["gained_ns"] > MS:
+                    wrong.append(f"{clock} jumped by {seen['gained_ns'] / MS} ms")
+            if abs(thread["boottime"]["lost_ns"]) > MS:
+                wrong.append(f"boottime is off by {thread['boottime']['lost_ns'] / MS} ms")
+        return wrong
+
+
+@pytest.fixture
+def watched(timeshim: Timeshim, program: Program) -> Watched:
+    return Watched(timeshim, program)
+
+
+def leftovers(task: dict[str, Any]) -> list[str]:
+    """Return what another copy of a task left on this host."""
+    mine = f"{task['id']}.{task['hop']}"
+    places = (runtime_dir(), hierarchy() / "timeshim", Path("/var/tmp"))
+    found = [path for place in places for path in place.glob(f"*{task['id']}*")]
+    return [str(path) for path in found if path.name != mine]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "receiver killed after the checks",
+        "receiver killed at the first image",
+        "receiver killed with everything restored",
+        "network gone with everything restored",
+        "Ctrl-C with everything restored",
+        "source killed with everything restored",
+    ],
+)
+def test_before_go_the_task_runs_on_here(timeshim: Timeshim, watched: Watched, moment: str) -> None:
+    done = timeshim("migrate", "watched", breaking(moment))
+    assert done.returncode != 0
+    if not moment.startswith(("Ctrl-C", "source killed")):
+        assert is_one_sentence(done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    task = watched.await_state("running")
+    assert task["hop"] == 0
+    deadline = time.monotonic() + 5
+    while leftovers(task):
+        assert time.monotonic() < deadline, leftovers(task)
+        time.sleep(0.05)
+    assert watched.wrong() == []
+
+
+def test_in_doubt_the_copy_here_stays_frozen_until_resolved_there(
+    timeshim: Timeshim, watched: Watched
+) -> None:
+    """The destination runs, but its word was lost: resolve removes the copy here."""
+    done = timeshim("migrate", "watched", breaking("network gone when it runs there"))
+    assert done.returncode != 0
+    assert is_one_sentence(done.stderr), done.stderr
+    assert "resolve" in done.stderr
+    assert sorted(task["state"] for task in watched.tasks()) == ["leaving", "running"]
+    assert "runs on" in timeshim.output("resolve", "watched")
+    assert watched.await_state("running")["hop"] == 1
+    assert watched.wrong() == []
+
+
+def test_in_doubt_the_copy_here_runs_on_if_it_never_ran_there(
+    timeshim: Timeshim, watched: Watched
+) -> None:
+    done = timeshim("migrate", "watched", breaking("receiver killed before it hears go"))
+    assert done.returncode != 0
+    assert "resolve" in done.stderr
+    watched.await_state("leaving")
+    assert "never ran" in timeshim.output("resolve", "watched")
+    assert watched.await_state("running")["hop"] == 0
+    assert watched.wrong() == []
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("no-such-carrier-command", "cannot run 'no-such-carrier-command'"),
+        ("sh -c 'echo b: no route to host >&2; exit 255'", "b: no route to host"),
+        ("sh -c 'echo welcome to b; cat >/dev/null'", "instead of timeshim's greeting"),
+        ("sh -c 'exit 3'", "exit status 3"),
+        ("env TIMESHIM_CRIU=/nonexistent", "criu is not installed"),
+        ("env TIMESHIM_TSC_HZ=1000000000", "1000.000 MHz"),
+        ("env TIMESHIM_TSC_HZ=fast", "whole number of Hz"),
+        ("setpriv --reuid=65534 --regid=65534 --clear-groups", "only be restored by root"),
+    ],
+)
+def test_a_host_that_cannot_take_it(
+    timeshim: Timeshim, watched: Watched, host: str, says: str
+) -> None:
+    done = timeshim("migrate", "watched", host)
+    assert done.returncode == 1
+    assert is_one_sentence(done.stderr), done.stderr
+    assert says in done.stderr
+    assert watched.await_state("running")["migrations"] == 0
+    assert watched.wrong() == []
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_tsc_mismatch_is_refused_with_both_figures_unless_allowed(timeshim: Timeshim) -> None:
+    before = json.loads(timeshim.output("clocks", "--json", "watched"))
+    own = before["tsc_frequency"]["virtual_hz"]
+    slow = f"env TIMESHIM_TSC_HZ={own // 2}"
+    done = timeshim("migrate", "watched", slow)
+    assert f"{own / 1e6:.3f} MHz" in done.stderr
+    assert f"{own // 2 / 1e6:.3f} MHz" in done.stderr
+    assert "--scale-tsc" in done.stderr
+    timeshim.output("migrate", "--scale-tsc", "watched", slow)
+    scaled = json.loads(timeshim.output("clocks", "--json", "watched"))
+    assert scaled["tsc_frequency"]["virtual_hz"] == own
+    timeshim.output("migrate", "watched", "")
+    after = json.loads(timeshim.output("clocks", "--json", "watched"))
+    assert before["virtual"]["tsc"] < scaled["virtual"]["tsc"] < after["virtual"]["tsc"]
+
+
+def test_an_unknown_task(timeshim: Timeshim, watched: Watched) -> None:
+    done = timeshim("migrate", "nobody", "")
+    assert done.returncode == 1
+    assert is_one_sentence(done.stderr)
+    assert "'nobody'" in done.stderr
+    assert "watched" in done.stderr  # what there is instead
+    assert watched.wrong() == []
+
+
+def test_what_criu_cannot_dump(timeshim: Timeshim, tmp_path: Path) -> None:
+    """CRIU's own reason is passed on, and the task goes on."""
+    beat = tmp_path / "beat"
+    script = f"""
+import ctypes, time
+ctypes.CDLL(None).syscall({USERFAULTFD}, 0)
+while True:
+    open({str(beat)!r}, "w").write(str(time.monotonic()))
+    time.sleep(0.01)
+"""
+    timeshim.output("run", "--detach", "--name", "stuck", "--", sys.executable, "-c", script)
+    done = timeshim("migrate", "stuck", "")
+    assert done.returncode == 1
+    assert is_one_sentence(done.stderr), done.stderr
+    assert "criu: " in done.stderr
+    before = beat.read_text()
+    time.sleep(0.2)
+    assert beat.read_text() != before
+
+
+def test_a_destination_without_the_program(program: Program) -> None:
+    with journey(0) as trip:
+        trip.here.run("cp", str(program("watch")), "/run/program")
+        trip.launch("/run/program", "1")
+        done = trip.here.run(TIMESHIM, "migrate", "traveller", trip.host_there, check=False)
+        assert done.returncode == 1
+        assert is_one_sentence(done.stderr), done.stderr
+        assert "/run/program, which does not exist here" in done.stderr
+        assert [task["state"] for task in trip.tasks(trip.here)] == ["running"]
+
+
+def test_a_destination_without_room(program: Program) -> None:
+    with journey(0) as trip:
+        trip.there.run("mount", "-o", "remount,size=2m", "/run")
+        trip.there.run("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", "/var/tmp")
+        trip.launch(str(program("watch")), "1")
+        done = trip.here.run(TIMESHIM, "migrate", "traveller", trip.host_there, check=False)
+        assert done.returncode == 1
+        assert is_one_sentence(done.stderr), done.stderr
+        assert "no room for the images" in done.stderr
+        assert [task["state"] for task in trip.tasks(trip.here)] == ["running"]
+
+
+def test_a_disk_that_fills_up_on_the_way(program: Program) -> None:
+    with journey(0) as trip:
+        trip.there.run("mount", "-o", "remount,size=32m", "/run")
+        trip.launch(str(program("watch")), "1")
+        host = f"{trip.host_there} {breaking('disk full at the first image')}"
+        done = trip.here.run(TIMESHIM, "migrate", "traveller", host, check=False)
+        assert done.returncode == 1
+        assert is_one_sentence(done.stderr), done.stderr
+        assert "No space left on device" in done.stderr
+        assert [task["state"] for task in trip.tasks(trip.here)] == ["running"]
+        assert trip.tasks(trip.there) == []
+
+
+def test_a_page_that_was_damaged_is_noticed(timeshim: Timeshim, watched: Watched) -> None:
+    """A truncated page would raise SIGBUS in the supervisor; it is never trusted that far."""
+    (task,) = watched.tasks()
+    shared = runtime_dir() / f"{task['id']}.0" / "shared"
+    shutil.copy(shared / "page", shared / "kept")
+    (shared / "page").unlink()
+    (shared / "page").write_bytes(b"short")
+    done = timeshim("migrate", "watched", "")
+    assert done.returncode == 1
+    assert is_one_sentence(done.stderr), done.stderr
+    assert "is not a page" in done.stderr
