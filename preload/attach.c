@@ -26,6 +26,9 @@
 
 struct shim shim;
 
+/* by the linker, around all that NEXT() put there */
+extern const struct next_symbol __start_next_symbols[], __stop_next_symbols[];
+
 static void __attribute__((noreturn)) refuse(const char *what, const char *why)
 {
 	const char *part[] = { "timeshim: ",
@@ -78,15 +81,6 @@ static void *map(const char *path, int flags, int prot, size_t size, off_t offse
 	return area;
 }
 
-static void *next(const char *name)
-{
-	void *symbol = dlsym(RTLD_NEXT, name);
-
-	if (!symbol)
-		refuse(name, "not in this libc; glibc 2.31 or later is needed");
-	return symbol;
-}
-
 /*
  * pthread_cond_timedwait() is not told which clock it waits on.  glibc keeps that in a bit of
  * __wrefs (nptl/pthread_cond_init.c); rather than trust a version number, look whether it moves.
@@ -130,14 +124,9 @@ void attach(void)
 	 */
 	__atomic_store_n(&shim.clocks, clocks, __ATOMIC_RELEASE);
 
-	shim.clock_nanosleep = next("clock_nanosleep");
-	shim.cond_timedwait = next("pthread_cond_timedwait");
-	shim.cond_clockwait = next("pthread_cond_clockwait");
-	shim.mutex_clocklock = next("pthread_mutex_clocklock");
-	shim.rwlock_clockrdlock = next("pthread_rwlock_clockrdlock");
-	shim.rwlock_clockwrlock = next("pthread_rwlock_clockwrlock");
-	shim.clockjoin_np = next("pthread_clockjoin_np");
-	shim.sem_clockwait = next("sem_clockwait");
+	for (const struct next_symbol *next = __start_next_symbols; next < __stop_next_symbols;
+	     next++)
+		*next->address = dlsym(RTLD_NEXT, next->name);
 	check_cond_clock();
 }
 

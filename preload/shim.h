@@ -32,20 +32,23 @@ struct shim {
 	const struct ts_clock_area *clocks;
 	struct ts_task_area *task;
 	clock_gettime_fn *kernel_clock; /* 0 or -errno, as the vDSO returns it */
-
-	/* the next definitions in the search order, normally libc's */
-	int (*clock_nanosleep)(clockid_t, int, const struct timespec *, struct timespec *);
-	int (*cond_timedwait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-	int (*cond_clockwait)(pthread_cond_t *, pthread_mutex_t *, clockid_t,
-			      const struct timespec *);
-	int (*mutex_clocklock)(pthread_mutex_t *, clockid_t, const struct timespec *);
-	int (*rwlock_clockrdlock)(pthread_rwlock_t *, clockid_t, const struct timespec *);
-	int (*rwlock_clockwrlock)(pthread_rwlock_t *, clockid_t, const struct timespec *);
-	int (*clockjoin_np)(pthread_t, void **, clockid_t, const struct timespec *);
-	int (*sem_clockwait)(sem_t *, clockid_t, const struct timespec *);
 };
 
 extern struct shim shim;
+
+/*
+ * NEXT(name) declares next_name, the definition that the shim's own name() stands in front of,
+ * normally libc's.  attach() finds all of them; one that this libc does not have stays NULL.
+ */
+#define NEXT(name)                                                                                 \
+	static __typeof__(name) *next_##name;                                                      \
+	static const struct next_symbol next_symbol_##name                                         \
+		__attribute__((section("next_symbols"), used)) = { #name, (void **)&next_##name }
+
+struct next_symbol {
+	const char *name;
+	void **address;
+};
 
 /* attach.c: maps the page and fills shim; ends the process if it cannot.  Idempotent. */
 void attach(void);

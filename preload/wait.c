@@ -10,6 +10,15 @@
 
 #include "slot.h"
 
+NEXT(clock_nanosleep);
+NEXT(pthread_clockjoin_np);
+NEXT(pthread_cond_clockwait);
+NEXT(pthread_cond_timedwait);
+NEXT(pthread_mutex_clocklock);
+NEXT(pthread_rwlock_clockrdlock);
+NEXT(pthread_rwlock_clockwrlock);
+NEXT(sem_clockwait);
+
 /*
  * Evaluates call, which yields an error number, with deadline standing for what the kernel
  * is to be told instead of abstime, until it ends for a reason of its own.
@@ -33,45 +42,46 @@ int clock_nanosleep(clockid_t id, int flags, const struct timespec *req, struct 
 	/* a relative sleep has no deadline on any clock of the application's */
 	const struct timespec *abstime = flags & TIMER_ABSTIME ? req : NULL;
 
-	return UNTIL(until, abstime, id, shim.clock_nanosleep(id, flags, until ? until : req, rem));
+	return UNTIL(until, abstime, id, next_clock_nanosleep(id, flags, until ? until : req, rem));
 }
 
 int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
 			   const struct timespec *abstime)
 {
-	return UNTIL(until, abstime, cond_clock(cond), shim.cond_timedwait(cond, mutex, until));
+	return UNTIL(until, abstime, cond_clock(cond),
+		     next_pthread_cond_timedwait(cond, mutex, until));
 }
 
 int pthread_cond_clockwait(pthread_cond_t *cond, pthread_mutex_t *mutex, clockid_t id,
 			   const struct timespec *abstime)
 {
-	return UNTIL(until, abstime, id, shim.cond_clockwait(cond, mutex, id, until));
+	return UNTIL(until, abstime, id, next_pthread_cond_clockwait(cond, mutex, id, until));
 }
 
 int pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t id, const struct timespec *abstime)
 {
-	return UNTIL(until, abstime, id, shim.mutex_clocklock(mutex, id, until));
+	return UNTIL(until, abstime, id, next_pthread_mutex_clocklock(mutex, id, until));
 }
 
 int pthread_rwlock_clockrdlock(pthread_rwlock_t *lock, clockid_t id, const struct timespec *abstime)
 {
-	return UNTIL(until, abstime, id, shim.rwlock_clockrdlock(lock, id, until));
+	return UNTIL(until, abstime, id, next_pthread_rwlock_clockrdlock(lock, id, until));
 }
 
 int pthread_rwlock_clockwrlock(pthread_rwlock_t *lock, clockid_t id, const struct timespec *abstime)
 {
-	return UNTIL(until, abstime, id, shim.rwlock_clockwrlock(lock, id, until));
+	return UNTIL(until, abstime, id, next_pthread_rwlock_clockwrlock(lock, id, until));
 }
 
 int pthread_clockjoin_np(pthread_t thread, void **result, clockid_t id,
 			 const struct timespec *abstime)
 {
-	return UNTIL(until, abstime, id, shim.clockjoin_np(thread, result, id, until));
+	return UNTIL(until, abstime, id, next_pthread_clockjoin_np(thread, result, id, until));
 }
 
 int sem_clockwait(sem_t *sem, clockid_t id, const struct timespec *abstime)
 {
-	int err = UNTIL(until, abstime, id, shim.sem_clockwait(sem, id, until) ? errno : 0);
+	int err = UNTIL(until, abstime, id, next_sem_clockwait(sem, id, until) ? errno : 0);
 
 	if (!err)
 		return 0;
