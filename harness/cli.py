@@ -140,3 +140,14 @@ def resolve(task: str) -> None:
         else:
             control("resume")
             click.echo(f"{found.name} never ran on {carrier.peer}; it runs on here")
+
+
+@main.command()
+def demo() -> None:
+    """Show a server and a program crossing between hosts whose clocks differ by days."""
+    from harness import demo  # noqa: PLC0415 - importing pyroute2 takes 0.3 s
+
+    console = Console(highlight=False)
+    outcome = demo.demo(console)
+    demo.show(outcome, console)
+    raise SystemExit(1 if outcome.failures() else 0)

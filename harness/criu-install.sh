@@ -3,9 +3,10 @@
 # tasks shall move from or to. It needs nothing else of this tree.
 #
 # A CRIU older than the kernel passes "criu check" and then fails to dump (Debian 12's 3.17.1 does,
-# on kernels from 6.13), so a CRIU is judged by a real dump and never by its version. If the
-# system's own fails, Debian 13's goes into a private directory with the libraries it was built
-# for, and nothing of the system is replaced:
+# on kernels from 6.13, and on those from 6.16 Debian 13's 4.1.1 does, on the first TCP or UDP socket:
+# checkpoint-restore/criu issue 2705), so a CRIU is judged by a real dump and never by its version.
+# If the system's own fails, the one of Debian's next release goes into a private directory with the
+# libraries it was built for, and nothing of the system is replaced:
 #   $TIMESHIM_CRIU_DIR/criu             runs it (default directory: /usr/local/lib/timeshim/criu)
 #   $TIMESHIM_CRIU_DIR/python/pycriu/   its Python module
 #   $TIMESHIM_CRIU_DIR/lib/             the program itself, its loader and its libraries
@@ -14,7 +15,7 @@ umask 022
 export LC_ALL=C # apt's words are parsed below
 
 dir=${TIMESHIM_CRIU_DIR:-/usr/local/lib/timeshim/criu}
-suite=trixie
+suite=forky # the first with criu 4.2
 
 say() { echo "criu-install: $*" >&2; }
 die() { say "$@"; exit 1; }
@@ -29,6 +30,7 @@ can_dump() (
             fd=${path##*/}
             if ((fd > 2)); then exec {fd}>&-; fi
         done
+        { exec 9<>/dev/udp/127.0.0.1/9; } 2>/dev/null # a socket; nothing is sent
         exec sleep 60' </dev/null >/dev/null 2>&1 &
     sleeper=$!
     trap 'kill -KILL "$sleeper" 2>/dev/null || true' EXIT

@@ -11,6 +11,9 @@ one process that waits for a pipe: when the creator writes to it, or dies in wha
 kernel closes it, the holder exits and the kernel takes down the rest (pid_namespaces(7): "If the
 'init' process of a PID namespace terminates, the kernel terminates all of the processes in the
 namespace"). A parent-death signal would not do: it fires when the creating thread ends (prctl(2)).
+
+The exception is a cgroup, which has a name. Those of the tasks that a host ends with are removed
+with it; a creator that is killed leaves them empty, and rmdir removes them.
 """
 
 import os
@@ -27,6 +30,7 @@ from typing import Any
 from pyroute2 import NetNS
 from pyroute2.netlink.exceptions import NetlinkError
 
+from timeshim.cgroup import Cgroup
 from timeshim.errors import Error
 
 SUBNET = IPv4Network("10.213.0.0/24")
@@ -171,8 +175,27 @@ def _host(spec: HostSpec) -> Iterator[int]:
     """Hold a host's namespaces, not yet connected, and give the pid of its process 1."""
     boottime = spec.monotonic if spec.boottime is None else spec.boottime
     offsets = (f"--monotonic={spec.monotonic}", f"--boottime={boottime}")
-    with _held(f"host {spec.name!r}", (*HOST, *offsets), HOST_HOLDER, spec.name) as pid:
+    held = _held(f"host {spec.name!r}", (*HOST, *offsets), HOST_HOLDER, spec.name)
+    with ExitStack() as afterwards, held as pid:
+        # open, it can be read even when the host is gone
+        run = os.open(f"/proc/{pid}/root/run", os.O_RDONLY | os.O_DIRECTORY)
+        afterwards.callback(_remove_cgroups, run)
         yield pid
+
+
+def _remove_cgroups(run: int) -> None:
+    """Remove the cgroups of the tasks that a host ended with.
+
+    Args:
+        run: its /run, where each such task has a directory of the cgroup's name
+            (timeshim/tasks.py); closed here.
+    """
+    with suppress(FileNotFoundError):
+        tasks = os.open("timeshim", os.O_RDONLY | os.O_DIRECTORY, dir_fd=run)
+        for name in os.listdir(tasks):
+            Cgroup.named(name).remove()
+        os.close(tasks)
+    os.close(run)
 
 
 @contextmanager
