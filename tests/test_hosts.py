@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.hosts import Error, HostSpec, Network, network
+from harness.hosts import HostSpec, Network, network
+from timeshim.errors import Error
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces take root")
 

@@ -1,0 +1,130 @@
+"""What the tests share: real C programs, compiled when asked for, and the real command line.
+
+Whatever a test starts with `timeshim` carries a mark in its environment, by which all of it is
+found and killed when the test ends, even after a time-out in the middle; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sysconfig
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+PRELOAD = Path(__file__).parents[1] / "preload"
+CFLAGS = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
+SECONDS = 30.0
+
+Program = Callable[..., Path]
+
+
+def compile_c(output: Path, *arguments: str | Path) -> Path:
+    """Compile with the compiler that the shim itself is built with."""
+    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
+    subprocess.run([*compiler, *CFLAGS, *arguments, "-o", output], check=True, timeout=60)
+    return output
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """Compile tests/programs/NAME.c, once a session; further arguments go to the compiler."""
+    directory = tmp_path_factory.mktemp("programs")
+    # others must be able to run them too, in the tests without privileges
+    for path in (directory, *list(directory.parents)[:2]):
+        if path.stat().st_uid == os.geteuid():
+            path.chmod(0o755)
+    built: dict[tuple[str, ...], Path] = {}
+
+    def get(name: str, *flags: str) -> Path:
+        key = (name, *flags)
+        if key not in built:
+            output = directory / (f"{name}-{len(built)}" if flags else name)
+            built[key] = compile_c(output, PROGRAMS / f"{name}.c", *flags)
+        return built[key]
+
+    return get
+
+
+class Timeshim:
+    """The command `timeshim` as a user runs it. Call it, or `start` it."""
+
+    command = (str(Path(sysconfig.get_path("scripts")) / "timeshim"),)
+
+    def __init__(self) -> None:
+        self.mark = f"TIMESHIM_TEST={uuid.uuid4()}"
+        name, _, value = self.mark.partition("=")
+        self.env = os.environ | {name: value}
+
+    def __call__(
+        self, *arguments: str | Path, timeout: float = SECONDS, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, its output caught."""
+        process = self.start(*arguments, **options)
+        with process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def output(self, *arguments: str | Path, timeout: float = SECONDS, **options: Any) -> str:
+        """Run it, require that it succeeds and says nothing on stderr, and return its output."""
+        done = self(*arguments, timeout=timeout, **options)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+    def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+        """Start it, its output in pipes."""
+        usual: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        usual |= {"stdin": subprocess.DEVNULL, "env": self.env}
+        command = [str(argument) for argument in (*self.command, *arguments)]
+        return subprocess.Popen(command, text=True, **(usual | options))
+
+    def processes(self) -> list[int]:
+        """Return the pids of all that was started by this object and still runs."""
+        pids = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if self.mark.encode() in (path / "environ").read_bytes().split(b"\0"):
+                    pids.append(int(path.name))
+        return pids
+
+    def ends(self, seconds: float = 10.0) -> bool:
+        """Tell whether all of it ends by itself within some seconds."""
+        deadline = time.monotonic() + seconds
+        while self.processes():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def kill(self) -> None:
+        """Kill all of it, and have `ps` remove what it leaves on disk."""
+        killed = False
+        deadline = time.monotonic() + 10
+        while (pids := self.processes()) and time.monotonic() < deadline:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            killed = True
+            time.sleep(0.01)
+        if killed:
+            self("ps")
+
+
+@pytest.fixture
+def timeshim() -> Iterator[Timeshim]:
+    """Offer the command line; all that it leaves running is killed."""
+    command = Timeshim()
+    yield command
+    command.kill()
