@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Report:
@@ -71,6 +72,9 @@ def start_supervisor(
             pid = os.fork()
             if not pid:
                 os.setsid()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+                if all(target is None for _, target in outputs):
+                    _let_go_of_standard_files()
                 _supervise(task, outputs, writer, begin)
             os.write(writer, json.dumps({"supervisor": pid}).encode() + b"\n")
         except Error as error:
@@ -84,6 +88,14 @@ def start_supervisor(
     task.started = start_time(task.supervisor)
     task.save()
     return report
+
+
+def _let_go_of_standard_files() -> None:
+    """Hold no pipe open whose other end waits for the end of it, as `$(timeshim run -d ...)` does."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def _supervise(
@@ -117,6 +129,9 @@ def launch(task: Task, *, detach: bool) -> Report:
     Raises:
         Error: the shim did not attach, or the supervisor failed; nothing of the task is left.
     """
+    if not detach:
+        # The program runs before we can pass a signal on to it; until `follow`, it has to wait.
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     # One pipe if both go to the same place, or their order would be lost.
     streams = [[1, 2]] if detach or os.path.sameopenfile(1, 2) else [[1], [2]]
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in streams]
@@ -167,8 +182,9 @@ def follow(task: Task, report: Report) -> int:
         with contextlib.suppress(Error), Control(task.control) as control:
             control("signal", number=number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in FORWARDED:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     event = report.wait("exit", "migrated")
     if "migrated" in event:
         print(f"timeshim: {task.name} has moved to {event['migrated']}", file=sys.stderr)
