@@ -65,7 +65,7 @@ static void page_path(char *path, size_t size)
 
 static void *map(const char *path, int flags, int prot, size_t size, off_t offset)
 {
-	int fd = open(path, flags | O_CLOEXEC);
+	int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK); /* nobody hangs on a FIFO */
 	void *area;
 	struct stat st;
 

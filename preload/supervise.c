@@ -78,6 +78,11 @@ void ts_publish(struct ts_clock_area *area, const struct ts_epoch *epoch)
 {
 	uint64_t next = area->generation + 1;
 
+	/*
+	 * The generation before this one first, or a reader that still holds this copy does
+	 * not notice (the first smp_wmb() of the kernel's write_seqcount_latch_begin()).
+	 */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
 	area->epoch[next & 1] = *epoch;
 	__atomic_store_n(&area->generation, next, __ATOMIC_RELEASE);
 }

@@ -58,7 +58,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 class Timeshim:
     """The command `timeshim` as a user runs it. Call it, or `start` it."""
 
-    command = (str(Path(sysconfig.get_path("scripts")) / "timeshim"),)
+    command: tuple[str, ...] = (str(Path(sysconfig.get_path("scripts")) / "timeshim"),)
 
     def __init__(self) -> None:
         self.mark = f"TIMESHIM_TEST={uuid.uuid4()}"

@@ -34,7 +34,7 @@ def breaking(moment: str) -> str:
 
 
 def is_one_sentence(stderr: str) -> bool:
-    return stderr.startswith("Error: ") and stderr.count("\n") == 1
+    return stderr.startswith("timeshim: ") and stderr.count("\n") == 1
 
 
 class Watched:

@@ -54,7 +54,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except Error as error:
-            raise click.ClickException(str(error)) from None
+            click.echo(f"timeshim: {error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

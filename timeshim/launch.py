@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from timeshim._native import lib
 from timeshim.control import Control
 from timeshim.errors import Error
-from timeshim.supervisor import Supervisor
+from timeshim.supervisor import FORWARDED, Supervisor
 from timeshim.tasks import Task, start_time
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def start_supervisor(
             pid = os.fork()
             if not pid:
                 os.setsid()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
                 ours = {fd for pair in outputs for fd in pair if fd is not None}
                 let_go({writer, *ours, *keep})
                 _supervise(task, outputs, writer, begin)
@@ -145,6 +146,9 @@ def launch(task: Task, *, detach: bool) -> Report:
     Raises:
         Error: the shim did not attach, or the supervisor failed; nothing of the task is left.
     """
+    if not detach:
+        # The program runs before we can pass a signal on to it; until `follow`, it has to wait.
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     # One pipe if both go to the same place, or their order would be lost.
     streams = [[1, 2]] if detach or os.path.sameopenfile(1, 2) else [[1], [2]]
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in streams]
@@ -195,8 +199,9 @@ def follow(task: Task, report: Report) -> int:
         with contextlib.suppress(Error), Control(task.control) as control:
             control("signal", number=number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in FORWARDED:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     event = report.wait("exit", "migrated")
     if "migrated" in event:
         print(f"timeshim: {task.name} has moved to {event['migrated']}", file=sys.stderr)

@@ -117,6 +117,16 @@ def relay(source: int, target: int | None, log: Log) -> None:
                 log.write(data)
 
 
+def tree(root: int) -> list[int]:
+    """Return a process and all below it, parents first: what a task without a cgroup consists of."""
+    pids = [root]
+    for pid in pids:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # a thread that has just ended
+                pids += map(int, children.read_text().split())
+    return pids
+
+
 class Supervisor:
     """Supervises one task. Lives in a process of its own; see `timeshim.launch`."""
 
@@ -178,6 +188,9 @@ class Supervisor:
                     os.dup2(ours, theirs)
                 # whatever the caller had open lies outside the capsule, where CRIU cannot go
                 os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+                # Python ignores these, and what is ignored stays so for the program
+                for number in (signal.SIGPIPE, signal.SIGXFSZ):
+                    signal.signal(number, signal.SIG_DFL)
                 reaper = str(self.task.inside / "reaper")
                 os.execv(reaper, [reaper, shim, *argv])  # noqa: S606
             finally:
@@ -310,7 +323,7 @@ class Supervisor:
             "state": self.state,
             "root": self.root,
             "destination": self.destination,
-            "pids": self.task.cgroup.pids() if self.task.capsule else [self.root],
+            "pids": self.task.cgroup.pids() if self.task.capsule else tree(self.root),
         }
 
     def signal(self, number: int) -> None:
@@ -368,7 +381,9 @@ class Supervisor:
         if self.task.capsule:
             self.task.cgroup.kill()
         else:
-            os.kill(self.root, signal.SIGKILL)
+            for pid in reversed(tree(self.root)):  # nobody below the reaper dies with it
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def commit(
         self, export: dict[str, Any], root: int, last_pid: int, tsc_ratio: int
