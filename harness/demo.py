@@ -314,7 +314,7 @@ def timeshim(host: Host, *arguments: str) -> str:
     done = host.run(TIMESHIM, *arguments, check=False)
     if done.returncode:
         said = (
-            done.stderr.strip().rpartition("\n")[2].removeprefix("Error: ")
+            done.stderr.strip().rpartition("\n")[2].removeprefix("timeshim: ")
             or f"exit status {done.returncode}"
         )
         raise Error(f"`timeshim {arguments[0]}` failed on host {host.name}: {said}")
