@@ -309,9 +309,12 @@ def timeshim(host: Host, *arguments: str) -> str:
     """Run timeshim on a host and return what it prints.
 
     Raises:
-        Error: it failed, and what it said.
+        Error: it failed, and what it said; or it does not end.
     """
-    done = host.run(TIMESHIM, *arguments, check=False)
+    try:
+        done = host.run(TIMESHIM, *arguments, check=False, timeout=3 * PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise Error(f"`timeshim {arguments[0]}` does not end on host {host.name}") from None
     if done.returncode:
         said = (
             done.stderr.strip().rpartition("\n")[2].removeprefix("timeshim: ")
