@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
 
 MS = 1_000_000
+WATCHED = f"watched-{os.getpid()}"  # whatever else runs on this machine
 USERFAULTFD = 323  # asm/unistd_64.h: a descriptor that CRIU does not know
 
 
@@ -42,10 +43,11 @@ class Watched:
 
     def __init__(self, timeshim: Timeshim, program: Program) -> None:
         self.timeshim = timeshim
-        timeshim.output("run", "--detach", "--name", "watched", "--", program("watch"), "2")
+        timeshim.output("run", "--detach", "--name", WATCHED, "--", program("watch"), "2")
 
     def tasks(self) -> list[dict[str, Any]]:
-        return json.loads(self.timeshim.output("ps", "--json"))  # type: ignore[no-any-return]
+        tasks = json.loads(self.timeshim.output("ps", "--json"))
+        return [task for task in tasks if task["name"] == WATCHED]
 
     def await_state(self, state: str) -> dict[str, Any]:
         deadline = time.monotonic() + 15
@@ -66,9 +68,7 @@ class Watched:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         wrong = []
-        threads = [
-            json.loads(line) for line in self.timeshim.output("logs", "watched").splitlines()
-        ]
+        threads = [json.loads(line) for line in self.timeshim.output("logs", WATCHED).splitlines()]
         assert len(threads) == 2
         for thread in threads:
             for clock in ("monotonic", "raw", "boottime"):
@@ -107,7 +107,7 @@ def leftovers(task: dict[str, Any]) -> list[str]:
     ],
 )
 def test_before_go_the_task_runs_on_here(timeshim: Timeshim, watched: Watched, moment: str) -> None:
-    done = timeshim("migrate", "watched", breaking(moment))
+    done = timeshim("migrate", WATCHED, breaking(moment))
     assert done.returncode != 0
     if not moment.startswith(("Ctrl-C", "source killed")):
         assert is_one_sentence(done.stderr), done.stderr
@@ -125,12 +125,12 @@ def test_in_doubt_the_copy_here_stays_frozen_until_resolved_there(
     timeshim: Timeshim, watched: Watched
 ) -> None:
     """The destination runs, but its word was lost: resolve removes the copy here."""
-    done = timeshim("migrate", "watched", breaking("network gone when it runs there"))
+    done = timeshim("migrate", WATCHED, breaking("network gone when it runs there"))
     assert done.returncode != 0
     assert is_one_sentence(done.stderr), done.stderr
     assert "resolve" in done.stderr
     assert sorted(task["state"] for task in watched.tasks()) == ["leaving", "running"]
-    assert "runs on" in timeshim.output("resolve", "watched")
+    assert "runs on" in timeshim.output("resolve", WATCHED)
     assert watched.await_state("running")["hop"] == 1
     assert watched.wrong() == []
 
@@ -138,11 +138,11 @@ def test_in_doubt_the_copy_here_stays_frozen_until_resolved_there(
 def test_in_doubt_the_copy_here_runs_on_if_it_never_ran_there(
     timeshim: Timeshim, watched: Watched
 ) -> None:
-    done = timeshim("migrate", "watched", breaking("receiver killed before it hears go"))
+    done = timeshim("migrate", WATCHED, breaking("receiver killed before it hears go"))
     assert done.returncode != 0
     assert "resolve" in done.stderr
     watched.await_state("leaving")
-    assert "never ran" in timeshim.output("resolve", "watched")
+    assert "never ran" in timeshim.output("resolve", WATCHED)
     assert watched.await_state("running")["hop"] == 0
     assert watched.wrong() == []
 
@@ -163,7 +163,7 @@ def test_in_doubt_the_copy_here_runs_on_if_it_never_ran_there(
 def test_a_host_that_cannot_take_it(
     timeshim: Timeshim, watched: Watched, host: str, says: str
 ) -> None:
-    done = timeshim("migrate", "watched", host)
+    done = timeshim("migrate", WATCHED, host)
     assert done.returncode == 1
     assert is_one_sentence(done.stderr), done.stderr
     assert says in done.stderr
@@ -173,18 +173,18 @@ def test_a_host_that_cannot_take_it(
 
 @pytest.mark.usefixtures("watched")
 def test_a_tsc_mismatch_is_refused_with_both_figures_unless_allowed(timeshim: Timeshim) -> None:
-    before = json.loads(timeshim.output("clocks", "--json", "watched"))
+    before = json.loads(timeshim.output("clocks", "--json", WATCHED))
     own = before["tsc_frequency"]["virtual_hz"]
     slow = f"env TIMESHIM_TSC_HZ={own // 2}"
-    done = timeshim("migrate", "watched", slow)
+    done = timeshim("migrate", WATCHED, slow)
     assert f"{own / 1e6:.3f} MHz" in done.stderr
     assert f"{own // 2 / 1e6:.3f} MHz" in done.stderr
     assert "--scale-tsc" in done.stderr
-    timeshim.output("migrate", "--scale-tsc", "watched", slow)
-    scaled = json.loads(timeshim.output("clocks", "--json", "watched"))
+    timeshim.output("migrate", "--scale-tsc", WATCHED, slow)
+    scaled = json.loads(timeshim.output("clocks", "--json", WATCHED))
     assert scaled["tsc_frequency"]["virtual_hz"] == own
-    timeshim.output("migrate", "watched", "")
-    after = json.loads(timeshim.output("clocks", "--json", "watched"))
+    timeshim.output("migrate", WATCHED, "")
+    after = json.loads(timeshim.output("clocks", "--json", WATCHED))
     assert before["virtual"]["tsc"] < scaled["virtual"]["tsc"] < after["virtual"]["tsc"]
 
 
@@ -193,7 +193,7 @@ def test_an_unknown_task(timeshim: Timeshim, watched: Watched) -> None:
     assert done.returncode == 1
     assert is_one_sentence(done.stderr)
     assert "'nobody'" in done.stderr
-    assert "watched" in done.stderr  # what there is instead
+    assert WATCHED in done.stderr  # what there is instead
     assert watched.wrong() == []
 
 
@@ -207,8 +207,10 @@ while True:
     open({str(beat)!r}, "w").write(str(time.monotonic()))
     time.sleep(0.01)
 """
-    timeshim.output("run", "--detach", "--name", "stuck", "--", sys.executable, "-c", script)
-    done = timeshim("migrate", "stuck", "")
+    timeshim.output(
+        "run", "--detach", "--name", f"stuck-{os.getpid()}", "--", sys.executable, "-c", script
+    )
+    done = timeshim("migrate", f"stuck-{os.getpid()}", "")
     assert done.returncode == 1
     assert is_one_sentence(done.stderr), done.stderr
     assert "criu: " in done.stderr
@@ -260,7 +262,7 @@ def test_a_page_that_was_damaged_is_noticed(timeshim: Timeshim, watched: Watched
     shutil.copy(shared / "page", shared / "kept")
     (shared / "page").unlink()
     (shared / "page").write_bytes(b"short")
-    done = timeshim("migrate", "watched", "")
+    done = timeshim("migrate", WATCHED, "")
     assert done.returncode == 1
     assert is_one_sentence(done.stderr), done.stderr
     assert "is not a page" in done.stderr

@@ -261,6 +261,7 @@ class Creator:
 
     def __init__(self, ending: str, offset: int = 0) -> None:
         """Start the creator; it reports and waits at the points of its script."""
+        self.held: list[int] = []
         self.mark = f"HOSTS_TEST={uuid.uuid4()}".encode()
         name, _, value = self.mark.decode().partition("=")
         self.process = subprocess.Popen(
@@ -294,8 +295,16 @@ class Creator:
         return found - {self.process.pid}
 
     def namespaces(self) -> set[str]:
-        """Return the namespaces that its descendants are in and this process is not."""
-        return links(*self.processes()) - links(os.getpid(), self.process.pid)
+        """Return the namespaces that its descendants are in and this process is not.
+
+        They are held open as well: the number of one that is gone may be given to another, of
+        whatever else makes namespaces on this machine meanwhile.
+        """
+        processes = self.processes()
+        for process in processes:
+            for link in Path(f"/proc/{process}/ns").iterdir():
+                self.held.append(os.open(link, os.O_RDONLY | os.O_CLOEXEC))
+        return links(*processes) - links(os.getpid(), self.process.pid)
 
     def interfaces(self) -> set[str]:
         """Return the network interfaces in the creator's own namespace."""
@@ -324,6 +333,8 @@ def creators() -> Iterator[list[Creator]]:
         for pid in creator.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for fd in creator.held:
+            os.close(fd)
 
 
 @pytest.mark.parametrize("ending", ["normal", "exception", "SIGINT"])

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from conftest import PRELOAD, Program, Timeshim, compile_c
 from journey import journey
 
 from preload.build import COMMON_FLAGS, SHIM_FLAGS, SHIM_LINK, SHIM_SOURCES
+from timeshim.tasks import all_tasks, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into na
 MS = 1_000_000
 WORLDS = {"time namespace": (), "page only": ("--no-time-namespace",)}
 WAIT_MS = 1500
+SPINNER = f"spinner-{os.getpid()}"  # whatever else runs on this machine
 
 world = pytest.mark.parametrize("options", WORLDS.values(), ids=WORLDS)
 direction = pytest.mark.parametrize("sign", [1, -1], ids=["ahead", "behind"])
@@ -136,18 +139,17 @@ def spin_in_place(
     timeshim: Timeshim, watch: Path, times: int, run: Callable[..., Any], *options: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Migrate three spinning readers so often on this host; return summaries and their reports."""
-    run("run", "--detach", "--name", "spinner", "--", watch, "3")
+    run("run", "--detach", "--name", SPINNER, "--", watch, "3")
     summaries = [
-        json.loads(timeshim.output("migrate", "--json", *options, "spinner", ""))
+        json.loads(timeshim.output("migrate", "--json", *options, SPINNER, ""))
         for _ in range(times)
     ]
-    task = json.loads(timeshim.output("ps", "--json"))[0]
-    os.kill(task["pids"][0], 15)
+    os.kill(find(SPINNER).pids()[0], signal.SIGTERM)
     deadline = time.monotonic() + 20
-    while json.loads(timeshim.output("ps", "--json")):
+    while any(task.name == SPINNER for task in all_tasks()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    printed = timeshim.output("logs", "spinner")
+    printed = timeshim.output("logs", SPINNER)
     return summaries, [json.loads(line) for line in printed.splitlines()]
 
 
