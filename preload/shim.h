@@ -56,6 +56,23 @@ void attach(void);
 /* vdso.c: the kernel's own clock_gettime, without the dynamic linker's help. */
 clock_gettime_fn *vdso_clock_gettime(void);
 
+/* A system call of up to six arguments, past libc and past our own syscall(): the result or -errno.
+ */
+static inline long kernel_call(long number, const long arg[6])
+{
+	register long r10 __asm__("r10") = arg[3];
+	register long r8 __asm__("r8") = arg[4];
+	register long r9 __asm__("r9") = arg[5];
+	long ret;
+
+	__asm__ volatile("syscall"
+			 : "=a"(ret)
+			 : "a"(number), "D"(arg[0]), "S"(arg[1]), "d"(arg[2]), "r"(r10), "r"(r8),
+			   "r"(r9)
+			 : "rcx", "r11", "memory");
+	return ret;
+}
+
 /* Index of a clock in ts_epoch.offset, or -1 for one that is not shifted. */
 static inline int clock_index(clockid_t id)
 {

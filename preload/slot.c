@@ -32,7 +32,7 @@ static bool left_behind(const struct ts_slot *slot, uint64_t frame)
 
 static struct ts_slot *take(uint64_t frame)
 {
-	uint32_t self = (uint32_t)syscall(SYS_gettid);
+	uint32_t self = (uint32_t)kernel_call(SYS_gettid, (const long[6]){ 0 });
 
 	for (uint32_t i = 0; i < TS_SLOTS; i++) {
 		struct ts_slot *slot = &shim.task->slot[(self + i) % TS_SLOTS];

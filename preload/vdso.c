@@ -21,13 +21,7 @@
 /* A kernel booted with vdso=0 still has the system call. */
 static int syscall_clock_gettime(clockid_t id, struct timespec *ts)
 {
-	long ret;
-
-	__asm__ volatile("syscall"
-			 : "=a"(ret)
-			 : "a"(SYS_clock_gettime), "D"(id), "S"(ts)
-			 : "rcx", "r11", "memory");
-	return (int)ret;
+	return (int)kernel_call(SYS_clock_gettime, (const long[6]){ id, (long)ts });
 }
 
 clock_gettime_fn *vdso_clock_gettime(void)
