@@ -18,9 +18,9 @@ from harness.carrier import Carrier
 from harness.criu import Criu
 from timeshim import tsc
 from timeshim._native import lib
-from timeshim.clocks import Export
 from timeshim.control import Control
 from timeshim.errors import Error
+from timeshim.export import Export
 from timeshim.page import TSC_RATIO_ONE
 from timeshim.tasks import PARTS, runtime_dir
 

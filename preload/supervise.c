@@ -13,13 +13,19 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/mman.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 #include <x86intrin.h>
 
 #include "arith.h"
 #include "supervise.h"
+
+#ifndef TFD_IOC_SET_TICKS /* linux/timerfd.h, which does not go together with libc's header */
+#define TFD_IOC_SET_TICKS _IOW('T', 0, uint64_t)
+#endif
 
 static int64_t read_ns(clockid_t id)
 {
@@ -141,6 +147,29 @@ double ts_perf_tsc_hz(void)
 	}
 	close(fd);
 	return hz;
+}
+
+int ts_borrow_descriptor(int pid, int fd)
+{
+	int process = (int)syscall(SYS_pidfd_open, pid, 0), borrowed;
+
+	if (process < 0)
+		return -1;
+	borrowed = (int)syscall(SYS_pidfd_getfd, process, fd, 0);
+	close(process);
+	return borrowed;
+}
+
+void ts_set_timer(int fd, bool absolute, int64_t value, int64_t interval, uint64_t ticks)
+{
+	struct itimerspec setting = {
+		.it_value = { value / TS_NSEC_PER_SEC, value % TS_NSEC_PER_SEC },
+		.it_interval = { interval / TS_NSEC_PER_SEC, interval % TS_NSEC_PER_SEC },
+	};
+
+	timerfd_settime(fd, absolute ? TFD_TIMER_ABSTIME : 0, &setting, NULL);
+	if (ticks)
+		ioctl(fd, TFD_IOC_SET_TICKS, &ticks);
 }
 
 int ts_unshare(int flags)

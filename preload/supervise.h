@@ -8,6 +8,8 @@
 #ifndef TIMESHIM_SUPERVISE_H
 #define TIMESHIM_SUPERVISE_H
 
+#include <stdbool.h>
+
 #include "page.h"
 
 /* All the clocks, read at one moment.  Nanoseconds; ticks. */
@@ -50,6 +52,15 @@ int ts_cpuid(uint32_t leaf, uint32_t *reg);
  * cap_user_time), in Hz; 0 if it does not say.
  */
 double ts_perf_tsc_hz(void);
+
+/* A descriptor of our own for one of a process's (pidfd_getfd(2)); -1 if there is none. */
+int ts_borrow_descriptor(int pid, int fd);
+
+/*
+ * Sets a timerfd, in nanoseconds of its clock in our time namespace; ticks: how often it rang
+ * without anybody reading it, which setting it would forget.
+ */
+void ts_set_timer(int fd, bool absolute, int64_t value, int64_t interval, uint64_t ticks);
 
 /* unshare(2) and mount(2), which Python 3.11 lacks: 0 or errno. */
 int ts_unshare(int flags);

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into na
 MS = 1_000_000
 WORLDS = {"time namespace": (), "page only": ("--no-time-namespace",)}
 WAIT_MS = 1500
+WAITS, TIMERS = 15, 2  # what waits.c waits for, and how much of that is timer descriptors
 SPINNER = f"spinner-{os.getpid()}"  # whatever else runs on this machine
 
 world = pytest.mark.parametrize("options", WORLDS.values(), ids=WORLDS)
@@ -85,7 +86,7 @@ def test_reads(program: Program, sign: int, options: tuple[str, ...], clocks: st
 
 def wrong_waits(summary: dict[str, Any], waits: list[dict[str, Any]]) -> list[str]:
     """Say which of `waits` did not end when it should have, within 50 ms."""
-    wrong = [f"{9 - len(waits)} waits did not end"] if len(waits) < 9 else []
+    wrong = []
     for wait in waits:
         late = wait["took_ns"] - wait["asked_ns"]
         # a deadline on BOOTTIME comes nearer during the blackout, one on MONOTONIC does not
@@ -110,15 +111,36 @@ def test_waits(program: Program, sign: int, options: tuple[str, ...], clocks: st
         summary = trip.move(*options)
         waits = trip.results(trip.there)
     wrong = wrong_waits(summary, waits)
+    if len(waits) < WAITS:
+        wrong.append(f"{WAITS - len(waits)} waits did not end")
     print(
         f"{len(waits)} waits over a blackout of {summary['blackout_ns'] / MS:.1f} ms: "
         f"{wrong or 'all ended in time'}"
     )
     if clocks == "shim":
-        assert summary["waits"] == 9
+        assert summary["waits"] == WAITS - TIMERS
         assert wrong == []
     else:
         assert wrong != []
+
+
+@world
+@pytest.mark.xfail(strict=True, reason="CRIU lets POSIX timers count on before the task resumes")
+def test_posix_timers(program: Program, options: tuple[str, ...]) -> None:
+    with journey(3) as trip:
+        trip.launch(str(program("waits")), str(WAIT_MS), "timers")
+        time.sleep(0.1)
+        summary = trip.move(*options)
+        waits = trip.results(trip.there)
+    assert wrong_waits(summary, [wait for wait in waits if wait["wait"].startswith("timer ")]) == []
+
+
+@pytest.mark.parametrize("shift", ["+0s", "+497d", "-3s"])
+def test_waits_under_an_offset(timeshim: Timeshim, program: Program, shift: str) -> None:
+    printed = timeshim.output("run", "--monotonic", shift, program("waits"), "300", "timers")
+    waits = [json.loads(line) for line in printed.splitlines()]
+    assert len(waits) == WAITS + 2
+    assert wrong_waits({"blackout_ns": 0}, waits) == []
 
 
 @world

@@ -1,4 +1,4 @@
-"""Kernel clocks, virtual clocks, and the record of them that travels with a task.
+"""Kernel clocks and virtual clocks.
 
 Frames (docs/clocks.md): the *host* clock is what this process's kernel interface reports; the
 *kernel* clock is what the task's own does, its time namespace included; the *virtual* clock is
@@ -8,7 +8,7 @@ namespace that CRIU made for the task is never counted twice.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -118,34 +118,6 @@ def read_clocks() -> Clocks:
     c = ffi.new("struct ts_clocks *")
     lib.ts_read_clocks(c)
     return Clocks.of(c)
-
-
-@dataclass(frozen=True)
-class Export:
-    """The record of a task's virtual time at freeze, sent from source to destination."""
-
-    virtual: Clocks
-    tsc_hz: int
-    """Virtual TSC frequency: the task's for life, in Hz."""
-    generation: int
-    migrations: int
-    blackout_ns: int
-    task_area: dict[int, bytes]
-    freeze_ns: int
-    """The last instruction ran at most this many nanoseconds before `virtual` was read."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
-        return asdict(self) | {
-            "task_area": {str(at): data.hex() for at, data in self.task_area.items()}
-        }
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Self:
-        """Take it from JSON; raises KeyError, TypeError or ValueError if it is not one."""
-        area = {int(at): bytes.fromhex(data) for at, data in record["task_area"].items()}
-        clocks = Clocks(**{name: int(value) for name, value in record["virtual"].items()})
-        return cls(**record | {"virtual": clocks, "task_area": area})
 
 
 def begin_epoch(resume: Clocks, kernel: Clocks, tsc_ratio: int) -> Any:

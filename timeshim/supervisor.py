@@ -30,10 +30,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from timeshim import clocks
+from timeshim import clocks, timers
 from timeshim._native import lib
-from timeshim.clocks import Export, frame_of, read_clocks
+from timeshim.clocks import frame_of, read_clocks
 from timeshim.errors import Error
+from timeshim.export import Export
 from timeshim.tasks import note_arrival
 
 if TYPE_CHECKING:
@@ -347,6 +348,7 @@ class Supervisor:
             migrations=self.page.migrations,
             blackout_ns=self.page.blackout_ns,
             task_area=self.page.task_area(),
+            timers=timers.find(self.task.cgroup.pids(), self.page.epoch, frame),
             freeze_ns=stopped.monotonic - asked,
         )
         return {
@@ -402,6 +404,7 @@ class Supervisor:
         """Begin an epoch and thaw; what lies between the two the task sees as a jump."""
         frame = frame_of(self.root)
         thaw = self.task.cgroup.prepare_thaw()
+        set_timers = timers.prepare(export.timers, frame)
         with undisturbed():
             # Twice, for the first time is slow: cold caches would add 60 us to the jump.
             for _ in range(2):
@@ -413,6 +416,7 @@ class Supervisor:
             if moved:
                 self.page.record_migration(real)
             self.page.publish(epoch)
+            set_timers(epoch, export.virtual)
             thaw()
             after = time.monotonic_ns()
         self.state = "running"

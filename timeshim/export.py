@@ -1,0 +1,39 @@
+"""The record of a task's virtual time at freeze, which travels from source to destination."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from timeshim.clocks import Clocks
+from timeshim.timers import Timer
+
+
+@dataclass(frozen=True)
+class Export:
+    """What the destination must know of a frozen task beyond what CRIU tells it."""
+
+    virtual: Clocks
+    tsc_hz: int
+    """Virtual TSC frequency: the task's for life, in Hz."""
+    generation: int
+    migrations: int
+    blackout_ns: int
+    task_area: dict[int, bytes]
+    timers: list[Timer]
+    freeze_ns: int
+    """The last instruction ran at most this many nanoseconds before `virtual` was read."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON types."""
+        return asdict(self) | {
+            "task_area": {str(at): data.hex() for at, data in self.task_area.items()}
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """Take it from JSON; raises KeyError, TypeError or ValueError if it is not one."""
+        area = {int(at): bytes.fromhex(data) for at, data in record["task_area"].items()}
+        clocks = Clocks(**{name: int(value) for name, value in record["virtual"].items()})
+        timers = [Timer(**timer) for timer in record["timers"]]
+        return cls(**record | {"virtual": clocks, "task_area": area, "timers": timers})
