@@ -15,6 +15,7 @@
 #ifndef TIMESHIM_SHIM_H
 #define TIMESHIM_SHIM_H
 
+#include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <time.h>
@@ -32,6 +33,7 @@ struct shim {
 	const struct ts_clock_area *clocks;
 	struct ts_task_area *task;
 	clock_gettime_fn *kernel_clock; /* 0 or -errno, as the vDSO returns it */
+	char library[PATH_MAX]; /* this library's own path */
 };
 
 extern struct shim shim;
