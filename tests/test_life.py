@@ -64,3 +64,9 @@ def test_where_the_shim_is_out_of_reach_the_environment_stays_as_it_is(timeshim:
     hide = 'mount -t tmpfs none "${LD_PRELOAD%/*}"; env -i sh -c "echo \\"[\\$LD_PRELOAD]\\"" 2>&1'
     printed = timeshim("run", "--", "unshare", "-m", "sh", "-c", hide).stdout
     assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root")
+def test_programs_that_are_started_after_root_was_given_up(timeshim: Timeshim) -> None:
+    setpriv = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    assert timeshim.output("run", "--", *setpriv, "sh", "-c", SHIM_MAPPED) == "shim\n"
