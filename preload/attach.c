@@ -137,8 +137,17 @@ void attach(void)
 	check_cond_clock();
 }
 
-static void __attribute__((constructor)) attach_at_load(void)
+static void __attribute__((constructor)) attach_at_load(int argc, char **argv, char **envp)
 {
+	int err;
+
+	(void)argc, (void)argv;
 	attach();
+	/* the auxiliary vector lies behind the environment, and getauxval() reads it there as well
+	 */
+	while (*envp)
+		envp++;
+	if ((err = hide_vdso((Elf64_auxv_t *)(envp + 1))))
+		refuse("a copy of the vDSO", strerror(err));
 	__atomic_fetch_add(&shim.task->attached, 1, __ATOMIC_RELAXED);
 }

@@ -15,6 +15,7 @@
 #ifndef TIMESHIM_SHIM_H
 #define TIMESHIM_SHIM_H
 
+#include <elf.h>
 #include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -57,6 +58,12 @@ void attach(void);
 
 /* vdso.c: the kernel's own clock_gettime, without the dynamic linker's help. */
 clock_gettime_fn *vdso_clock_gettime(void);
+
+/* vdso.c: has those who look for the vDSO in this auxiliary vector find the shim's; 0 or errno. */
+int hide_vdso(Elf64_auxv_t *auxv);
+
+/* clock.c: the virtual clocks, called and answering as the vDSO is. */
+clock_gettime_fn virtual_clock;
 
 /* Index of a clock in ts_epoch.offset, or -1 for one that is not shifted. */
 static inline int clock_index(clockid_t id)
