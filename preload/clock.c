@@ -60,3 +60,7 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 	errno = -err;
 	return -1;
 }
+
+/* libfaketime asks the dynamic linker for this name of it, which libc has as well. */
+int __clock_gettime(clockid_t id, struct timespec *ts)
+	__attribute__((alias("clock_gettime"), copy(clock_gettime)));

@@ -4,9 +4,10 @@
  *
  * Daemons, sudo and `env -i` start programs with an environment of their own making, in
  * which nothing tells the dynamic linker to load the shim.  So whoever hands an
- * environment to the kernel hands over one whose LD_PRELOAD begins with this library; what
- * the application preloads itself stays behind it.  An environment that is right already,
- * as nearly all are, is passed on as it is.
+ * environment to the kernel hands over one whose LD_PRELOAD ends with this library.  It is the
+ * last, next to the libc that it stands for: what the application preloads itself is called
+ * before it, and reaches it with RTLD_NEXT.  An environment that is right already, as nearly all
+ * are, is passed on as it is.
  *
  * All but system() and popen() may run in a vfork child, on a small stack, and in a signal
  * handler: what they write, they write on the stack.
@@ -51,11 +52,12 @@ struct environment {
 	size_t room; /* bytes that one with the shim needs; 0: it has the shim already */
 };
 
-static bool begins_with_shim(const char *value)
+static bool ends_with_shim(const char *value)
 {
-	size_t length = strlen(shim.library);
+	size_t length = strlen(value), ours = strlen(shim.library);
 
-	return !strncmp(value, shim.library, length) && strchr(": ", value[length]);
+	return length >= ours && !strcmp(value + length - ours, shim.library) &&
+	       (length == ours || strchr(": ", value[length - ours - 1]));
 }
 
 /* After a chroot(), say, the dynamic linker would only complain. */
@@ -79,7 +81,7 @@ static void look_at(struct environment *env, char *const *given)
 	/* the last of several is the one that the dynamic linker goes by */
 	for (env->preload = env->count; env->preload--;) {
 		if (!strncmp(given[env->preload], VARIABLE, VARIABLE_LENGTH)) {
-			if (begins_with_shim(given[env->preload] + VARIABLE_LENGTH))
+			if (ends_with_shim(given[env->preload] + VARIABLE_LENGTH))
 				return;
 			break;
 		}
@@ -93,6 +95,19 @@ static void look_at(struct environment *env, char *const *given)
 		env->preload = env->count;
 }
 
+/* Copies a list of libraries, but for this one, each with a colon behind it. */
+static char *copy_others(char *to, const char *value)
+{
+	for (size_t length; *value; value += length + (value[length] != 0)) {
+		length = strcspn(value, ": ");
+		if (length && (strncmp(value, shim.library, length) || shim.library[length])) {
+			to = mempcpy(to, value, length);
+			*to++ = ':';
+		}
+	}
+	return to;
+}
+
 static char *const *with_shim(const struct environment *env, void *room)
 {
 	bool added = env->preload == env->count;
@@ -101,9 +116,10 @@ static char *const *with_shim(const struct environment *env, void *room)
 	memcpy(list, env->given, env->count * sizeof(*list));
 	list[env->preload] = variable;
 	list[env->count + added] = NULL;
-	variable = stpcpy(stpcpy(variable, VARIABLE), shim.library);
+	variable = stpcpy(variable, VARIABLE);
 	if (!added)
-		stpcpy(stpcpy(variable, ":"), env->given[env->preload] + VARIABLE_LENGTH);
+		variable = copy_others(variable, env->given[env->preload] + VARIABLE_LENGTH);
+	strcpy(variable, shim.library);
 	return list;
 }
 
@@ -231,7 +247,7 @@ static char *command_with_shim(const char *command)
 
 	look_at(&env, environ);
 	if (!command || !env.room ||
-	    asprintf(&longer, "export " VARIABLE "'%s'${LD_PRELOAD:+:$LD_PRELOAD}; %s",
+	    asprintf(&longer, "export " VARIABLE "${LD_PRELOAD:+$LD_PRELOAD:}'%s'; %s",
 		     shim.library, command) < 0)
 		return NULL;
 	return longer;

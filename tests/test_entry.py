@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,8 +17,6 @@ from journey import journey
 from test_migration import world
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import Program, Timeshim
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
@@ -68,3 +67,39 @@ def test_go_with_cgo(timeshim: Timeshim, tmp_path: Path) -> None:
     seen = run_shifted(timeshim, built)
     assert seen["readings"] > 100
     assert seen["wrong"] == 0
+
+
+@pytest.mark.parametrize(
+    "flags", [None, (), ("-Wl,-z,initfirst",)], ids=["plain", "wrapped", "wrapped, initfirst"]
+)
+def test_reads_in_places_where_little_works(
+    timeshim: Timeshim, program: Program, flags: tuple[str, ...] | None
+) -> None:
+    """And another preloaded library, which finds the shim behind it, still does its own work."""
+    environment = timeshim.env
+    if flags is not None:
+        wrapper = program("wrapper", "-shared", "-fPIC", *flags)
+        environment = environment | {"LD_PRELOAD": str(wrapper)}
+    command = ("run", "--monotonic=+1d", "--", program("entry"))
+    seen = json.loads(timeshim.output(*command, env=environment))
+    wrapped = seen.pop("wrapped", None)
+    assert len(seen) == (9 if flags is None else 10)
+    # the kernel's clock is read a moment after
+    assert {where: shift for where, shift in seen.items() if not 86399 <= shift <= 86400} == {}
+    if flags is not None:
+        assert wrapped >= 8
+
+
+@pytest.mark.parametrize("library", ["faketime/libfaketime.so.1", "libjemalloc.so.2"])
+def test_libraries_that_are_often_preloaded(
+    timeshim: Timeshim, program: Program, library: str
+) -> None:
+    found = next((p for p in sorted(Path("/usr/lib").rglob(library)) if p.exists()), None)
+    if not found:
+        pytest.skip(f"{library} is not installed")
+    # libfaketime would have MONOTONIC read what REALTIME does
+    faketime = {"FAKETIME": "+3d", "DONT_FAKE_MONOTONIC": "1"}
+    environment = timeshim.env | faketime | {"LD_PRELOAD": str(found)}
+    command = ("run", "--monotonic=+1d", "--", program("entry"))
+    seen = json.loads(timeshim.output(*command, env=environment))
+    assert {where: shift for where, shift in seen.items() if not 86399 <= shift <= 86400} == {}

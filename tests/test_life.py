@@ -37,8 +37,8 @@ def test_exec_keeps_the_shim_and_is_otherwise_native(timeshim: Timeshim, program
         assert seen["shim"], where
         # `two` has a second LD_PRELOAD, the one that counts; getenv() finds the first
         if environment != "two":
-            first, _, others = seen["preload"].partition(":")
-            assert first.endswith("/libtimeshim.so"), where
+            others, _, last = seen["preload"].rpartition(":")
+            assert last.endswith("/libtimeshim.so"), where
             assert others == expected["preload"], where
         if environment != "inherited":
             added = 0 if environment in {"others", "two"} else 1
@@ -52,6 +52,7 @@ def test_exec_keeps_the_shim_and_is_otherwise_native(timeshim: Timeshim, program
         ["env", "-u", "LD_PRELOAD", "sh", "-c", SHIM_MAPPED],
         ["sh", "-c", f"unset LD_PRELOAD; sh -c '{SHIM_MAPPED}'"],
         ["env", "LD_PRELOAD=libm.so.6", "sh", "-c", SHIM_MAPPED],
+        ["sh", "-c", f"LD_PRELOAD=$LD_PRELOAD:libm.so.6 sh -c '{SHIM_MAPPED}'"],
     ],
 )
 def test_commands_that_clean_the_environment(timeshim: Timeshim, command: list[str]) -> None:
