@@ -48,19 +48,25 @@ static void __attribute__((noreturn)) refuse(const char *what, const char *why)
 	_exit(EXIT_CANNOT_ATTACH);
 }
 
-static void page_path(char *path, size_t size)
+static void find_library(void)
 {
 	Dl_info self;
-	const char *slash;
-	size_t dir;
 
-	if (!dladdr(&shim, &self) || !(slash = strrchr(self.dli_fname, '/')))
+	if (!dladdr(&shim, &self) || !strchr(self.dli_fname, '/'))
 		refuse("libtimeshim.so", "loaded by a relative name; use `timeshim run`");
-	dir = slash - self.dli_fname;
-	if (dir + sizeof("/page") > size)
+	if (strlen(self.dli_fname) >= sizeof(shim.library))
 		refuse(self.dli_fname, strerror(ENAMETOOLONG));
-	memcpy(path, self.dli_fname, dir);
-	strcpy(path + dir, "/page");
+	strcpy(shim.library, self.dli_fname);
+}
+
+static void page_path(char *path, size_t size)
+{
+	size_t directory = strrchr(shim.library, '/') - shim.library;
+
+	if (directory + sizeof("/page") > size)
+		refuse(shim.library, strerror(ENAMETOOLONG));
+	memcpy(path, shim.library, directory);
+	strcpy(path + directory, "/page");
 }
 
 static void *map(const char *path, int flags, int prot, size_t size, off_t offset)
@@ -110,6 +116,7 @@ void attach(void)
 
 	shim.kernel_clock = vdso_clock_gettime();
 
+	find_library();
 	page_path(path, sizeof(path));
 	clocks = map(path, O_RDONLY, PROT_READ, sizeof(*clocks), 0);
 	if (clocks->magic != TIMESHIM_MAGIC)
@@ -130,8 +137,17 @@ void attach(void)
 	check_cond_clock();
 }
 
-static void __attribute__((constructor)) attach_at_load(void)
+static void __attribute__((constructor)) attach_at_load(int argc, char **argv, char **envp)
 {
+	int err;
+
+	(void)argc, (void)argv;
 	attach();
+	/* the auxiliary vector lies behind the environment, and getauxval() reads it there as well
+	 */
+	while (*envp)
+		envp++;
+	if ((err = hide_vdso((Elf64_auxv_t *)(envp + 1))))
+		refuse("a copy of the vDSO", strerror(err));
 	__atomic_fetch_add(&shim.task->attached, 1, __ATOMIC_RELAXED);
 }

@@ -16,7 +16,7 @@ static inline struct ts_time from_timespec(struct timespec ts)
 	return (struct ts_time){ ts.tv_sec, ts.tv_nsec };
 }
 
-int clock_gettime(clockid_t id, struct timespec *ts)
+static inline int read_clock(clockid_t id, struct timespec *ts)
 {
 	int index = clock_index(id);
 	struct ts_time now;
@@ -28,16 +28,14 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 	if (unlikely(!shim.clocks))
 		attach();
 
-	if (index < 0) {
-		err = shim.kernel_clock(id, ts);
-		goto out;
-	}
+	if (index < 0)
+		return shim.kernel_clock(id, ts);
 
 	do {
 		seen = generation();
 		err = shim.kernel_clock(id, &kernel);
 		if (unlikely(err))
-			goto out;
+			return err;
 		now = ts_add(from_timespec(kernel), epoch_of(seen)->offset[index]);
 		if (id == CLOCK_MONOTONIC_COARSE && ts_before(now, epoch_of(seen)->coarse_floor))
 			now = epoch_of(seen)->coarse_floor;
@@ -46,9 +44,23 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 	ts->tv_sec = now.sec;
 	ts->tv_nsec = now.nsec;
 	return 0;
-out:
+}
+
+int virtual_clock(clockid_t id, struct timespec *ts)
+{
+	return read_clock(id, ts);
+}
+
+int clock_gettime(clockid_t id, struct timespec *ts)
+{
+	int err = read_clock(id, ts);
+
 	if (likely(!err))
 		return 0;
 	errno = -err;
 	return -1;
 }
+
+/* libfaketime asks the dynamic linker for this name of it, which libc has as well. */
+int __clock_gettime(clockid_t id, struct timespec *ts)
+	__attribute__((alias("clock_gettime"), copy(clock_gettime)));

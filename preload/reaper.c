@@ -29,8 +29,8 @@ static void start(const char *preload, char **command)
 	int err;
 
 	if (*preload) {
-		/* ours first: other preloads then find the shim's clocks with RTLD_NEXT */
-		if (asprintf(&both, "%s%s%s", preload, before ? ":" : "", before ? before : "") < 0)
+		/* ours last: other preloads then find the shim's clocks with RTLD_NEXT */
+		if (asprintf(&both, "%s%s%s", before ? before : "", before ? ":" : "", preload) < 0)
 			_exit(EXIT_NOT_EXECUTABLE);
 		setenv("LD_PRELOAD", both, 1);
 	}

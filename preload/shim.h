@@ -15,6 +15,8 @@
 #ifndef TIMESHIM_SHIM_H
 #define TIMESHIM_SHIM_H
 
+#include <elf.h>
+#include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <time.h>
@@ -32,6 +34,7 @@ struct shim {
 	const struct ts_clock_area *clocks;
 	struct ts_task_area *task;
 	clock_gettime_fn *kernel_clock; /* 0 or -errno, as the vDSO returns it */
+	char library[PATH_MAX]; /* this library's own path */
 };
 
 extern struct shim shim;
@@ -55,6 +58,12 @@ void attach(void);
 
 /* vdso.c: the kernel's own clock_gettime, without the dynamic linker's help. */
 clock_gettime_fn *vdso_clock_gettime(void);
+
+/* vdso.c: has those who look for the vDSO in this auxiliary vector find the shim's; 0 or errno. */
+int hide_vdso(Elf64_auxv_t *auxv);
+
+/* clock.c: the virtual clocks, called and answering as the vDSO is. */
+clock_gettime_fn virtual_clock;
 
 /* A system call of up to six arguments, past libc and past our own syscall(): the result or -errno.
  */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * vdso.c - finds the kernel's clock_gettime in the vDSO.
+ * vdso.c - finds the kernel's clock_gettime in the vDSO, and hides it from others.
  *
  * The dynamic linker could be asked by name, but dlsym() may call malloc(), malloc()
  * may be a program's own and read the clock, and the clock is what is being looked for.
@@ -9,14 +9,28 @@
  *
  * CRIU puts the new kernel's vDSO at the old address, or leaves jumps to it there
  * (criu/pie/parasite-vdso.c), so the address found once stays good after a migration.
+ *
+ * Language runtimes parse the vDSO as well (Go's runtime/vdso_linux.go, Rust's rustix) and would
+ * read the kernel's clock there.  They are shown a copy in which clock_gettime is the shim's and
+ * all else is where it was.
  */
 #include <elf.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "shim.h"
+
+struct image {
+	const char *base;
+	const char *bias; /* base, had it been linked to address 0 */
+	size_t size; /* of what is loaded, in whole pages */
+	const Elf64_Sym *symbols;
+	const char *names;
+	size_t count; /* of symbols */
+};
 
 /* A kernel booted with vdso=0 still has the system call. */
 static int syscall_clock_gettime(clockid_t id, struct timespec *ts)
@@ -24,54 +38,112 @@ static int syscall_clock_gettime(clockid_t id, struct timespec *ts)
 	return (int)kernel_call(SYS_clock_gettime, (const long[6]){ id, (long)ts });
 }
 
-clock_gettime_fn *vdso_clock_gettime(void)
+static bool parse(struct image *image, const char *base)
 {
-	const char *base = (const char *)getauxval(AT_SYSINFO_EHDR);
 	const Elf64_Ehdr *ehdr = (const void *)base;
 	const Elf64_Phdr *phdr;
 	const Elf64_Dyn *dyn = NULL;
-	const Elf64_Sym *symtab = NULL;
 	const Elf64_Word *hash = NULL;
-	const char *strtab = NULL, *bias = NULL;
 
+	*image = (struct image){ .base = base };
 	if (!base)
-		return syscall_clock_gettime;
+		return false;
 
 	phdr = (const void *)(base + ehdr->e_phoff);
 	for (int i = 0; i < ehdr->e_phnum; i++) {
-		if (phdr[i].p_type == PT_LOAD && !bias)
-			bias = base + phdr[i].p_offset - phdr[i].p_vaddr;
-		else if (phdr[i].p_type == PT_DYNAMIC)
+		if (phdr[i].p_type == PT_LOAD && !image->bias) {
+			image->bias = base + phdr[i].p_offset - phdr[i].p_vaddr;
+			image->size = (phdr[i].p_offset + phdr[i].p_memsz + 4095) & -4096;
+		} else if (phdr[i].p_type == PT_DYNAMIC) {
 			dyn = (const void *)(base + phdr[i].p_offset);
+		}
 	}
-	if (!bias || !dyn)
-		return syscall_clock_gettime;
+	if (!image->bias || !dyn)
+		return false;
 
 	for (; dyn->d_tag != DT_NULL; dyn++) {
-		const void *at = bias + dyn->d_un.d_ptr;
+		const void *at = image->bias + dyn->d_un.d_ptr;
 
 		if (dyn->d_tag == DT_SYMTAB)
-			symtab = at;
+			image->symbols = at;
 		else if (dyn->d_tag == DT_STRTAB)
-			strtab = at;
+			image->names = at;
 		else if (dyn->d_tag == DT_HASH)
 			hash = at;
 	}
-	if (!symtab || !strtab)
-		return syscall_clock_gettime;
+	if (!image->symbols || !image->names)
+		return false;
 
 	/*
 	 * DT_HASH counts the symbols, but kernels since 6.x may carry DT_GNU_HASH alone;
 	 * the string table always follows the symbol table there, which bounds it as well.
 	 */
-	size_t count = hash ? hash[1] : (size_t)(strtab - (const char *)symtab) / sizeof(*symtab);
+	image->count = hash ? hash[1]
+			    : (size_t)(image->names - (const char *)image->symbols) /
+				       sizeof(*image->symbols);
+	return true;
+}
 
-	for (size_t i = 0; i < count; i++) {
-		const Elf64_Sym *sym = &symtab[i];
+static bool is_function(const Elf64_Sym *symbol)
+{
+	return symbol->st_shndx != SHN_UNDEF && ELF64_ST_TYPE(symbol->st_info) == STT_FUNC;
+}
 
-		if (sym->st_shndx != SHN_UNDEF && ELF64_ST_TYPE(sym->st_info) == STT_FUNC &&
-		    !strcmp(strtab + sym->st_name, "__vdso_clock_gettime"))
-			return (clock_gettime_fn *)(uintptr_t)(bias + sym->st_value);
+static bool is_clock_gettime(const struct image *image, const Elf64_Sym *symbol)
+{
+	const char *name = image->names + symbol->st_name;
+
+	return !strcmp(name, "__vdso_clock_gettime") || !strcmp(name, "clock_gettime");
+}
+
+clock_gettime_fn *vdso_clock_gettime(void)
+{
+	struct image image;
+
+	if (!parse(&image, (const char *)getauxval(AT_SYSINFO_EHDR)))
+		return syscall_clock_gettime;
+	for (size_t i = 0; i < image.count; i++) {
+		const Elf64_Sym *symbol = &image.symbols[i];
+
+		if (is_function(symbol) && is_clock_gettime(&image, symbol))
+			return (clock_gettime_fn *)(uintptr_t)(image.bias + symbol->st_value);
 	}
 	return syscall_clock_gettime;
+}
+
+/*
+ * The copy is not executable, and only its symbols are changed: functions in it are elsewhere.
+ * CRIU takes what is executable and looks like a vDSO for one, and replaces it.
+ */
+int hide_vdso(Elf64_auxv_t *auxv)
+{
+	struct image image;
+	ptrdiff_t moved;
+	char *copy;
+
+	while (auxv->a_type != AT_NULL && auxv->a_type != AT_SYSINFO_EHDR)
+		auxv++;
+	if (auxv->a_type == AT_NULL || !parse(&image, (const char *)auxv->a_un.a_val))
+		return 0;
+
+	/* Below what its symbols point to: not everybody adds addresses modulo 2^64. */
+	copy = mmap((void *)((uintptr_t)&shim - (1 << 30)), image.size, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (copy == MAP_FAILED)
+		return errno;
+	memcpy(copy, image.base, image.size);
+	moved = copy - image.base;
+	for (size_t i = 0; i < image.count; i++) {
+		Elf64_Sym *symbol = (Elf64_Sym *)((char *)&image.symbols[i] + moved);
+		const char *target = image.bias + symbol->st_value;
+
+		if (!is_function(symbol))
+			continue;
+		if (is_clock_gettime(&image, symbol))
+			target = (const char *)(uintptr_t)virtual_clock;
+		symbol->st_value = target - (image.bias + moved);
+	}
+	mprotect(copy, image.size, PROT_READ);
+	auxv->a_un.a_val = (uint64_t)copy;
+	return 0;
 }

@@ -4,7 +4,7 @@ A task that is on this host has a directory ``<runtime>/<id>.<hop>``::
 
     task.json   what follows in `Task`
     control     the supervisor's socket
-    shared/     all the task itself sees, as <runtime>/task: page, libtimeshim.so, reaper
+    shared/     all the task itself sees, as /run/timeshim-task: page, libtimeshim.so, reaper
 
 The shim and the reaper are copies: they move with the task, so that neither an upgrade here nor
 another release there changes what lies under a running program.
@@ -101,8 +101,11 @@ class Task:
 
     @property
     def inside(self) -> Path:
-        """Where the task sees that part: at one place on all hosts, so that CRIU finds it."""
-        return runtime_dir() / "task" if self.capsule else self.shared
+        """Where the task sees that part: at one place on all hosts, so that CRIU finds it.
+
+        Outside the runtime directory: a process of the task may give up root and start programs.
+        """
+        return Path("/run/timeshim-task") if self.capsule else self.shared
 
     @property
     def control(self) -> Path:
@@ -155,6 +158,7 @@ class Task:
         self.shared.mkdir()
         self.shared.chmod(0o755)
         self.inside.mkdir(exist_ok=True)
+        self.inside.chmod(0o755)
         self.output.parent.mkdir(exist_ok=True)
         self.output.write_bytes(b"")
         Page.create(self.shared / "page", self.id, tsc_hz).close()

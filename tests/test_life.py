@@ -1,0 +1,73 @@
+"""Processes that begin, change and end within a task: the shim is in all, and no slot is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Program, Timeshim
+
+SHIM_MAPPED = "grep -qs /libtimeshim.so /proc/self/maps && echo shim"
+
+
+def by_way(printed: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Key what `execs` prints by way and environment."""
+    lines = [json.loads(line) for line in printed.splitlines()]
+    return {(line.pop("way"), line.pop("environment")): line for line in lines}
+
+
+def test_exec_keeps_the_shim_and_is_otherwise_native(timeshim: Timeshim, program: Program) -> None:
+    execs = program("execs")
+    done = subprocess.run([execs], check=True, capture_output=True, text=True, timeout=30)
+    native = by_way(done.stdout)
+    shimmed = by_way(timeshim.output("run", "--", execs))
+    assert len(native) == 13 * 7
+    assert shimmed.keys() == native.keys()
+    for (way, environment), seen in shimmed.items():
+        expected = native[way, environment]
+        where = f"{way} with environment {environment}: {seen}, natively {expected}"
+        assert seen.get("error") == expected.get("error"), where
+        if "error" in seen:
+            continue
+        assert seen["shim"], where
+        # `two` has a second LD_PRELOAD, the one that counts; getenv() finds the first
+        if environment != "two":
+            others, _, last = seen["preload"].rpartition(":")
+            assert last.endswith("/libtimeshim.so"), where
+            assert others == expected["preload"], where
+        if environment != "inherited":
+            added = 0 if environment in {"others", "two"} else 1
+            assert seen["variables"] == expected["variables"] + added, where
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["env", "-i", "sh", "-c", SHIM_MAPPED],
+        ["env", "-u", "LD_PRELOAD", "sh", "-c", SHIM_MAPPED],
+        ["sh", "-c", f"unset LD_PRELOAD; sh -c '{SHIM_MAPPED}'"],
+        ["env", "LD_PRELOAD=libm.so.6", "sh", "-c", SHIM_MAPPED],
+        ["sh", "-c", f"LD_PRELOAD=$LD_PRELOAD:libm.so.6 sh -c '{SHIM_MAPPED}'"],
+    ],
+)
+def test_commands_that_clean_the_environment(timeshim: Timeshim, command: list[str]) -> None:
+    assert timeshim.output("run", "--", *command) == "shim\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts something over the shim")
+def test_where_the_shim_is_out_of_reach_the_environment_stays_as_it_is(timeshim: Timeshim) -> None:
+    """The dynamic linker would complain to the program's users of what they never asked for."""
+    hide = 'mount -t tmpfs none "${LD_PRELOAD%/*}"; env -i sh -c "echo \\"[\\$LD_PRELOAD]\\"" 2>&1'
+    printed = timeshim("run", "--", "unshare", "-m", "sh", "-c", hide).stdout
+    assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root")
+def test_programs_that_are_started_after_root_was_given_up(timeshim: Timeshim) -> None:
+    setpriv = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    assert timeshim.output("run", "--", *setpriv, "sh", "-c", SHIM_MAPPED) == "shim\n"
