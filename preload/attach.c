@@ -125,6 +125,8 @@ void attach(void)
 		refuse(path, "a page of another timeshim version");
 	shim.task = map(path, O_RDWR, PROT_READ | PROT_WRITE, sizeof(*shim.task), TS_TASK_AREA);
 
+	shim.cpu = map(path, O_RDONLY, PROT_READ, sizeof(*shim.cpu), TS_CPU_AREA);
+
 	/*
 	 * Before dlsym: should it call a malloc() that reads the clock, that read must find
 	 * the shim attached instead of coming here again.

@@ -13,6 +13,7 @@
  *
  *   0x0000  struct ts_clock_area   mapped read-only by the application
  *   0x1000  struct ts_task_area    mapped read-write by the application
+ *   then    struct ts_cpu_area     mapped read-only by the application
  */
 #ifndef TIMESHIM_PAGE_H
 #define TIMESHIM_PAGE_H
@@ -24,6 +25,7 @@
 #define TIMESHIM_ABI 1
 
 #define TS_TASK_AREA 4096 /* file offset of struct ts_task_area: its own mapping */
+#define TS_CPU_AREA 4202496 /* file offset of struct ts_cpu_area: its own mapping */
 #define TS_SLOTS 65536 /* a power of two; untouched slots cost nothing (sparse) */
 
 /* The clocks that are shifted; each indexes ts_epoch.offset. */
@@ -95,11 +97,40 @@ struct ts_task_area {
 	struct ts_slot slot[TS_SLOTS];
 };
 
+/*
+ * CPU time that a thread and, under its first thread's id, a process used on other hosts:
+ * CRIU makes processes anew, so the kernel's counts begin at 0.  Virtual = kernel + this, in
+ * nanoseconds.  All fields are written by the supervisor, before the task first runs on this host.
+ */
+#define TS_CPU_ENTRIES 32768 /* a power of two; placed by thread id, probed linearly */
+#define TS_CPU_TOTAL 0 /* exact */
+#define TS_CPU_USER 1 /* the kernel tells these to a tick only: rounded up, never back */
+#define TS_CPU_SYSTEM 2
+#define TS_CPU_KINDS 3
+
+struct ts_cpu {
+	uint32_t thread; /* thread id; 0 = free, and the end of a probe */
+	uint32_t reserved;
+	uint64_t robust_list; /* address of the thread's (get_robust_list(2)): ids are used again */
+	int64_t own[TS_CPU_KINDS]; /* the thread's */
+	int64_t process[TS_CPU_KINDS]; /* the process's, dead threads included */
+	int64_t children[TS_CPU_KINDS]; /* of children that were waited for */
+	int64_t unused[5];
+};
+
+struct ts_cpu_area {
+	struct ts_cpu entry[TS_CPU_ENTRIES];
+};
+
 _Static_assert(sizeof(struct ts_time) == 16, "same layout as struct timespec on x86-64");
 _Static_assert(sizeof(struct ts_slot) == 64, "one cache line, so owners do not contend");
 _Static_assert(sizeof(struct ts_clock_area) <= TS_TASK_AREA, "the areas overlap");
 
-#define TS_PAGE_SIZE 4198464 /* bytes of the file */
-_Static_assert(TS_PAGE_SIZE == TS_TASK_AREA + sizeof(struct ts_task_area), "TS_PAGE_SIZE is stale");
+_Static_assert(sizeof(struct ts_cpu) == 128, "a power of two, so none crosses a page");
+_Static_assert(TS_CPU_AREA >= TS_TASK_AREA + sizeof(struct ts_task_area), "the areas overlap");
+_Static_assert(TS_CPU_AREA % 4096 == 0, "a mapping begins there");
+
+#define TS_PAGE_SIZE 8396800 /* bytes of the file */
+_Static_assert(TS_PAGE_SIZE == TS_CPU_AREA + sizeof(struct ts_cpu_area), "TS_PAGE_SIZE is stale");
 
 #endif

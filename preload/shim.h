@@ -33,6 +33,7 @@ typedef int clock_gettime_fn(clockid_t, struct timespec *);
 struct shim {
 	const struct ts_clock_area *clocks;
 	struct ts_task_area *task;
+	const struct ts_cpu_area *cpu;
 	clock_gettime_fn *kernel_clock; /* 0 or -errno, as the vDSO returns it */
 	char library[PATH_MAX]; /* this library's own path */
 };
@@ -64,6 +65,13 @@ int hide_vdso(Elf64_auxv_t *auxv);
 
 /* clock.c: the virtual clocks, called and answering as the vDSO is. */
 clock_gettime_fn virtual_clock;
+
+/* cpu.c: the same for the clocks that are not shifted; those of CPU time go on over migrations. */
+clock_gettime_fn cpu_clock;
+
+/* cpu.c: adds to the times of the calling process and its children what they used elsewhere. */
+struct tms;
+void cpu_add_times(struct tms *times);
 
 /* A system call of up to six arguments, past libc and past our own syscall(): the result or -errno.
  */

@@ -149,6 +149,14 @@ double ts_perf_tsc_hz(void)
 	return hz;
 }
 
+uint64_t ts_robust_list(int thread)
+{
+	uint64_t head = 0;
+	size_t length;
+
+	return syscall(SYS_get_robust_list, thread, &head, &length) ? 0 : head;
+}
+
 int ts_borrow_descriptor(int pid, int fd)
 {
 	int process = (int)syscall(SYS_pidfd_open, pid, 0), borrowed;

@@ -53,6 +53,9 @@ int ts_cpuid(uint32_t leaf, uint32_t *reg);
  */
 double ts_perf_tsc_hz(void);
 
+/* Address of the robust list of another thread (get_robust_list(2)); 0 if it cannot be told. */
+uint64_t ts_robust_list(int thread);
+
 /* A descriptor of our own for one of a process's (pidfd_getfd(2)); -1 if there is none. */
 int ts_borrow_descriptor(int pid, int fd);
 

@@ -28,6 +28,7 @@ clock_t times(struct tms *cpu)
 	if (unlikely(!shim.clocks))
 		attach();
 	next_times(cpu);
+	cpu_add_times(cpu);
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return now.tv_sec * TICKS_PER_SEC + now.tv_nsec / (TS_NSEC_PER_SEC / TICKS_PER_SEC);
 }

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from timeshim.clocks import Clocks
+from timeshim.cputime import Thread, Used
 from timeshim.timers import Timer
 
 
@@ -21,6 +22,8 @@ class Export:
     blackout_ns: int
     task_area: dict[int, bytes]
     timers: list[Timer]
+    threads: list[Thread]
+    """The CPU time of every thread: the virtual one, that of earlier hosts included."""
     freeze_ns: int
     """The last instruction ran at most this many nanoseconds before `virtual` was read."""
 
@@ -36,4 +39,11 @@ class Export:
         area = {int(at): bytes.fromhex(data) for at, data in record["task_area"].items()}
         clocks = Clocks(**{name: int(value) for name, value in record["virtual"].items()})
         timers = [Timer(**timer) for timer in record["timers"]]
-        return cls(**record | {"virtual": clocks, "task_area": area, "timers": timers})
+        threads = [
+            Thread(
+                **thread | {name: Used(**thread[name]) for name in ("own", "process", "children")}
+            )
+            for thread in record["threads"]
+        ]
+        parsed = {"virtual": clocks, "task_area": area, "timers": timers, "threads": threads}
+        return cls(**record | parsed)

@@ -5,15 +5,17 @@ The layout is preload/page.h; nothing here repeats it.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 from typing import TYPE_CHECKING, Any, Self
 
 from timeshim._native import ffi, lib
+from timeshim.cputime import Thread, Used
 from timeshim.errors import Error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 TSC_RATIO_ONE: int = 1 << lib.TS_RATIO_SHIFT
@@ -29,6 +31,7 @@ class Page:
         self._bytes = ffi.from_buffer(self._map)
         self._clocks: Any = ffi.cast("struct ts_clock_area *", self._bytes)
         self._task: Any = ffi.cast("struct ts_task_area *", self._bytes + lib.TS_TASK_AREA)
+        self._cpu: Any = ffi.cast("struct ts_cpu_area *", self._bytes + lib.TS_CPU_AREA)
 
     @classmethod
     def create(cls, path: Path, task: str, tsc_hz: int) -> Self:
@@ -100,7 +103,7 @@ class Page:
 
     def close(self) -> None:
         """Unmap the page. Pointers into it must not be used any more."""
-        del self._clocks, self._task
+        del self._clocks, self._task, self._cpu
         ffi.release(self._bytes)
         self._map.close()
         os.close(self._fd)
@@ -177,6 +180,7 @@ class Page:
             corrected += lib.ts_correct_slots(slots[0] + first, last - first, epoch)
         return corrected
 
+    _task_end: int = lib.TS_TASK_AREA + ffi.sizeof("struct ts_task_area")
     _slot_offset = ffi.offsetof("struct ts_task_area", "slot")
     _slot_size = ffi.sizeof("struct ts_slot")
 
@@ -188,13 +192,49 @@ class Page:
         file allocates it.
         """
         position: int = lib.TS_TASK_AREA
-        while position < lib.TS_PAGE_SIZE:
+        while position < self._task_end:
             try:
                 start = os.lseek(self._fd, position, os.SEEK_DATA)
             except OSError:  # ENXIO: nothing but a hole up to the end
                 return
             position = os.lseek(self._fd, start, os.SEEK_HOLE)
-            yield start, min(position, lib.TS_PAGE_SIZE)
+            if start < self._task_end:
+                yield start, min(position, self._task_end)
+
+    def carry_cpu_time(self, threads: Iterable[Thread]) -> None:
+        """Write down what threads used elsewhere; once, before the task runs on this host.
+
+        Threads beyond the page's room begin at 0.
+        """
+        entries = self._cpu.entry
+        for thread in itertools.islice(threads, lib.TS_CPU_ENTRIES - 1):
+            place = thread.thread % lib.TS_CPU_ENTRIES
+            while entries[place].thread:
+                place = (place + 1) % lib.TS_CPU_ENTRIES
+            entry = entries[place]
+            entry.thread, entry.robust_list = thread.thread, thread.robust_list
+            for there, used in (
+                (entry.own, thread.own),
+                (entry.process, thread.process),
+                (entry.children, thread.children),
+            ):
+                there[lib.TS_CPU_TOTAL] = used.total
+                there[lib.TS_CPU_USER] = used.user
+                there[lib.TS_CPU_SYSTEM] = used.system
+
+    def carried_cpu_time(self, thread: int) -> Thread | None:
+        """Return what is written down of a thread."""
+        place = thread % lib.TS_CPU_ENTRIES
+        while found := self._cpu.entry[place].thread:
+            if found == thread:
+                entry = self._cpu.entry[place]
+                return Thread(
+                    thread,
+                    entry.robust_list,
+                    *(Used(*kinds) for kinds in (entry.own, entry.process, entry.children)),
+                )
+            place = (place + 1) % lib.TS_CPU_ENTRIES
+        return None
 
     def task_area(self) -> dict[int, bytes]:
         """Return what the task ever wrote to the page: file offset -> bytes.
@@ -210,6 +250,6 @@ class Page:
             Error: a part lies outside the task area.
         """
         for start, data in parts.items():
-            if start < lib.TS_TASK_AREA or start + len(data) > lib.TS_PAGE_SIZE:
+            if start < lib.TS_TASK_AREA or start + len(data) > self._task_end:
                 raise Error("the export describes slots that lie outside the page")
             self._map[start : start + len(data)] = data

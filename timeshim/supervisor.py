@@ -30,7 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from timeshim import clocks, timers
+from timeshim import clocks, cputime, timers
 from timeshim._native import lib
 from timeshim.clocks import frame_of, read_clocks
 from timeshim.errors import Error
@@ -40,6 +40,7 @@ from timeshim.tasks import note_arrival
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from timeshim.cputime import Thread
     from timeshim.tasks import Task
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 2, 4, 8, 32, 4096
@@ -349,6 +350,7 @@ class Supervisor:
             blackout_ns=self.page.blackout_ns,
             task_area=self.page.task_area(),
             timers=timers.find(self.task.cgroup.pids(), self.page.epoch, frame),
+            threads=self._cpu_time(),
             freeze_ns=stopped.monotonic - asked,
         )
         return {
@@ -357,6 +359,27 @@ class Supervisor:
             "last_pid": int(LAST_PID.read_text()),
             "pipes": [os.fstat(source).st_ino for source, _ in self.outputs],
         }
+
+    def _cpu_time(self) -> list[Thread]:
+        """Return the CPU time that the frozen task has seen."""
+        threads = cputime.read(self.task.cgroup.pids(), up=True)
+        for thread in threads:
+            before = self.page.carried_cpu_time(thread.thread)
+            if before and (before.robust_list == thread.robust_list or thread.process.total):
+                thread.own += before.own
+                thread.process += before.process
+                thread.children += before.children
+        return threads
+
+    def _carry_cpu_time(self, frozen: list[Thread]) -> None:
+        """Have the restored task go on with the CPU time that it had when it froze."""
+        now = {thread.thread: thread for thread in cputime.read(self.task.cgroup.pids(), up=False)}
+        for thread in frozen:
+            if restored := now.get(thread.thread):
+                thread.own -= restored.own
+                thread.process -= restored.process
+                thread.children -= restored.children
+        self.page.carry_cpu_time(frozen)
 
     def resume(self) -> dict[str, Any]:
         """Let the task run on where it was: its clocks have stood still meanwhile."""
@@ -396,6 +419,7 @@ class Supervisor:
         self.root = root
         self.page.inherit(received.generation, received.migrations, received.blackout_ns)
         self.page.restore_task_area(received.task_area)
+        self._carry_cpu_time(received.threads)
         LAST_PID.write_text(str(last_pid))
         note_arrival(self.task)
         return self._run(received, tsc_ratio, moved=True)
