@@ -9,12 +9,7 @@
  */
 #include <errno.h>
 
-#include "shim.h"
-
-static inline struct ts_time from_timespec(struct timespec ts)
-{
-	return (struct ts_time){ ts.tv_sec, ts.tv_nsec };
-}
+#include "timespec.h"
 
 int clock_gettime(clockid_t id, struct timespec *ts)
 {
@@ -24,10 +19,7 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 	uint64_t seen;
 	int err;
 
-	/* Another library's constructor may come before ours. */
-	if (unlikely(!shim.clocks))
-		attach();
-
+	attach_first();
 	if (index < 0) {
 		err = shim.kernel_clock(id, ts);
 		goto out;
