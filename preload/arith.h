@@ -90,6 +90,12 @@ static inline struct ts_time ts_kernel_deadline(struct ts_time deadline, struct 
 	return kernel;
 }
 
+/* What is left at the time now of a span that ends at deadline: at least 0. */
+static inline struct ts_time ts_remaining(struct ts_time deadline, struct ts_time now)
+{
+	return ts_kernel_deadline(deadline, now);
+}
+
 /* virtual_hz / hardware_hz as Q4.60, rounded to nearest; 0 if it does not fit (16 or more). */
 static inline uint64_t ts_ratio(uint64_t virtual_hz, uint64_t hardware_hz)
 {

@@ -9,14 +9,9 @@
  */
 #include <errno.h>
 
-#include "shim.h"
+#include "timespec.h"
 
-static inline struct ts_time from_timespec(struct timespec ts)
-{
-	return (struct ts_time){ ts.tv_sec, ts.tv_nsec };
-}
-
-static inline int read_clock(clockid_t id, struct timespec *ts)
+static inline int read_virtual(clockid_t id, struct timespec *ts)
 {
 	int index = clock_index(id);
 	struct ts_time now;
@@ -24,10 +19,7 @@ static inline int read_clock(clockid_t id, struct timespec *ts)
 	uint64_t seen;
 	int err;
 
-	/* Another library's constructor may come before ours. */
-	if (unlikely(!shim.clocks))
-		attach();
-
+	attach_first();
 	if (index < 0)
 		return cpu_clock(id, ts);
 
@@ -48,12 +40,12 @@ static inline int read_clock(clockid_t id, struct timespec *ts)
 
 int virtual_clock(clockid_t id, struct timespec *ts)
 {
-	return read_clock(id, ts);
+	return read_virtual(id, ts);
 }
 
 int clock_gettime(clockid_t id, struct timespec *ts)
 {
-	int err = read_clock(id, ts);
+	int err = read_virtual(id, ts);
 
 	if (likely(!err))
 		return 0;

@@ -12,15 +12,16 @@
 #include <sys/times.h>
 #include <unistd.h>
 
-#include "shim.h"
+#include "timespec.h"
 
 NEXT(getrusage);
 
 #define TICKS_PER_SEC 100 /* USER_HZ, part of the kernel's ABI on x86-64 */
 
 /* The kernel's encoding of CPU clocks of others (include/linux/posix-timers.h). */
-#define CPU_CLOCK_KIND(id) ((id) & 3) /* 0: user + system; 1: user; 2: scheduled; 3: no CPU clock  \
-				       */
+#define CPU_CLOCK_KIND(id)                                                                         \
+	((id) & 3) /* 0: user + system; 1: user; 2: scheduled; 3: no CPU clock                     \
+		    */
 #define CPU_CLOCK_THREAD(id) ((id) & 4)
 #define CPU_CLOCK_PID(id) (~((id) >> 3)) /* 0: the caller */
 
@@ -44,8 +45,7 @@ static const struct ts_cpu *entry_of(uint32_t thread)
 
 static bool moved(void)
 {
-	if (unlikely(!shim.clocks))
-		attach();
+	attach_first();
 	return unlikely(__atomic_load_n(&shim.clocks->migrations, __ATOMIC_RELAXED));
 }
 
@@ -119,10 +119,9 @@ int cpu_clock(clockid_t id, struct timespec *ts)
 		err = shim.kernel_clock(id, &kernel);
 		if (err)
 			return err;
-		sum = ts_add((struct ts_time){ kernel.tv_sec, kernel.tv_nsec },
-			     ts_from_ns(clock_elsewhere(id)));
+		sum = ts_add(from_timespec(kernel), ts_from_ns(moved() ? clock_elsewhere(id) : 0));
 	} while (!still(seen));
-	*ts = (struct timespec){ sum.sec, sum.nsec };
+	*ts = to_timespec(sum);
 	return 0;
 }
 
@@ -150,8 +149,7 @@ int getrusage(__rusage_who_t who, struct rusage *usage)
 	uint64_t seen;
 
 	do {
-		if (unlikely(!shim.clocks))
-			attach();
+		attach_first();
 		seen = generation();
 		if (next_getrusage(who, usage))
 			return -1;

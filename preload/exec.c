@@ -72,8 +72,7 @@ static bool out_of_reach(void)
 
 static void look_at(struct environment *env, char *const *given)
 {
-	if (unlikely(!shim.clocks))
-		attach();
+	attach_first();
 
 	*env = (struct environment){ .given = given };
 	while (given && given[env->count])

@@ -93,7 +93,8 @@ struct ts_slot {
 struct ts_task_area {
 	uint64_t attached; /* processes that the shim attached to, ever; application */
 	uint64_t slots_exhausted; /* waits that found no free slot; application */
-	uint64_t reserved[6];
+	uint64_t socket_timeouts; /* non-zero once a socket was given one; application */
+	uint64_t reserved[5];
 	struct ts_slot slot[TS_SLOTS];
 };
 

@@ -57,6 +57,13 @@ struct next_symbol {
 /* attach.c: maps the page and fills shim; ends the process if it cannot.  Idempotent. */
 void attach(void);
 
+/* For every function that an application can call: another constructor may come before ours. */
+static inline void attach_first(void)
+{
+	if (unlikely(!shim.clocks))
+		attach();
+}
+
 /* vdso.c: the kernel's own clock_gettime, without the dynamic linker's help. */
 clock_gettime_fn *vdso_clock_gettime(void);
 

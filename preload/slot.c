@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "slot.h"
+#include "timespec.h"
 
 static bool on_alternate_stack(void)
 {
@@ -67,7 +68,7 @@ static void set_kernel_deadline(struct wait *wait)
 		if (wait->slot)
 			*(volatile struct ts_time *)&wait->slot->kernel = kernel;
 		else
-			wait->unslotted = (struct timespec){ kernel.sec, kernel.nsec };
+			wait->unslotted = to_timespec(kernel);
 	} while (!still(wait->seen));
 }
 
@@ -75,19 +76,16 @@ const struct timespec *wait_begin(struct wait *wait, clockid_t id, const struct 
 {
 	struct ts_slot *slot;
 
-	if (unlikely(!shim.clocks))
-		attach();
-
+	attach_first();
 	wait->slot = NULL;
 	wait->id = id;
 	wait->index = clock_index(id);
-	if (wait->index < 0 || !abstime || abstime->tv_sec < 0 || abstime->tv_nsec < 0 ||
-	    abstime->tv_nsec >= TS_NSEC_PER_SEC) {
+	if (wait->index < 0 || !abstime || !valid(abstime)) {
 		wait->index = -1;
 		return abstime;
 	}
 
-	wait->deadline = (struct ts_time){ abstime->tv_sec, abstime->tv_nsec };
+	wait->deadline = from_timespec(*abstime);
 	slot = take((uint64_t)__builtin_frame_address(0));
 	wait->slot = slot;
 	if (slot) {
@@ -101,8 +99,6 @@ const struct timespec *wait_begin(struct wait *wait, clockid_t id, const struct 
 
 bool wait_again(struct wait *wait, int err)
 {
-	struct timespec now;
-
 	if (wait->index < 0)
 		return false;
 
@@ -112,8 +108,7 @@ bool wait_again(struct wait *wait, int err)
 			return false;
 		break;
 	case ETIMEDOUT:
-		clock_gettime(wait->id, &now);
-		if (!ts_before((struct ts_time){ now.tv_sec, now.tv_nsec }, wait->deadline))
+		if (!ts_before(read_clock(wait->id), wait->deadline))
 			return false;
 		break;
 	default:

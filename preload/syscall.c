@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "slot.h"
+#include "timespec.h"
 
 #ifndef FUTEX_LOCK_PI2 /* Linux 5.14 */
 #define FUTEX_LOCK_PI2 13
@@ -70,19 +71,14 @@ static long until(long number, long *arg, int which, clockid_t clock)
 static long futex_wait(long *arg)
 {
 	const struct timespec *timeout = (const struct timespec *)arg[3];
-	struct timespec now, deadline;
+	struct timespec deadline;
 	long as_bitset[6] = { arg[0], (arg[1] & ~FUTEX_CMD_MASK) | FUTEX_WAIT_BITSET,
 			      arg[2], (long)&deadline,
 			      0,      (long)FUTEX_BITSET_MATCH_ANY };
-	struct ts_time sum;
 
-	if (!timeout || timeout->tv_sec < 0 || timeout->tv_nsec < 0 ||
-	    timeout->tv_nsec >= TS_NSEC_PER_SEC || arg[1] & FUTEX_CLOCK_REALTIME)
+	if (!timeout || !valid(timeout) || arg[1] & FUTEX_CLOCK_REALTIME)
 		return result(kernel_call(SYS_futex, arg));
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	sum = ts_add((struct ts_time){ now.tv_sec, now.tv_nsec },
-		     (struct ts_time){ timeout->tv_sec, timeout->tv_nsec });
-	deadline = (struct timespec){ sum.sec, sum.nsec };
+	deadline = to_timespec(ts_add(read_clock(CLOCK_MONOTONIC), from_timespec(*timeout)));
 	return until(SYS_futex, as_bitset, 3, CLOCK_MONOTONIC);
 }
 

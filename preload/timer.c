@@ -16,7 +16,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#include "shim.h"
+#include "timespec.h"
 
 NEXT(timer_create);
 NEXT(timer_delete);
@@ -139,13 +139,13 @@ static const struct itimerspec *convert(struct setting *setting)
 	struct ts_time kernel;
 
 	setting->seen = generation();
-	kernel = ts_kernel_deadline((struct ts_time){ asked->tv_sec, asked->tv_nsec },
+	kernel = ts_kernel_deadline(from_timespec(*asked),
 				    epoch_of(setting->seen)->offset[setting->index]);
 	/* 0 would disarm the timer instead of letting it expire at once */
 	if (!kernel.sec && !kernel.nsec)
 		kernel.nsec = 1;
 	setting->kernel = *setting->asked;
-	setting->kernel.it_value = (struct timespec){ kernel.sec, kernel.nsec };
+	setting->kernel.it_value = to_timespec(kernel);
 	return &setting->kernel;
 }
 
@@ -153,13 +153,11 @@ static bool begin(struct setting *setting, clockid_t clock, const struct itimers
 {
 	const struct timespec *value = &asked->it_value;
 
-	if (unlikely(!shim.clocks))
-		attach();
+	attach_first();
 	setting->asked = asked;
 	setting->index = clock_index(clock);
 	/* what disarms, or what the kernel has yet to refuse, is not to be converted */
-	return setting->index >= 0 && !zero(value) && value->tv_sec >= 0 && value->tv_nsec >= 0 &&
-	       value->tv_nsec < TS_NSEC_PER_SEC;
+	return setting->index >= 0 && !zero(value) && valid(value);
 }
 
 int timer_settime(timer_t id, int flags, const struct itimerspec *new, struct itimerspec *old)

@@ -25,8 +25,7 @@ clock_t times(struct tms *cpu)
 {
 	struct timespec now;
 
-	if (unlikely(!shim.clocks))
-		attach();
+	attach_first();
 	next_times(cpu);
 	cpu_add_times(cpu);
 	clock_gettime(CLOCK_MONOTONIC, &now);
@@ -37,8 +36,7 @@ int sysinfo(struct sysinfo *info)
 {
 	struct timespec now;
 
-	if (unlikely(!shim.clocks))
-		attach();
+	attach_first();
 	if (next_sysinfo(info))
 		return -1;
 	clock_gettime(CLOCK_BOOTTIME, &now);
@@ -50,8 +48,7 @@ int timespec_get(struct timespec *ts, int base)
 {
 	int known;
 
-	if (unlikely(!shim.clocks))
-		attach();
+	attach_first();
 	known = next_timespec_get(ts, base);
 	if (known && base == TIME_MONOTONIC)
 		clock_gettime(CLOCK_MONOTONIC, ts);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * wait.c - the calls that wait until an absolute time on a clock that is shifted.
+ * wait.c - the calls of pthread.h and semaphore.h that wait until an absolute time on a clock
+ * that is shifted.
  *
  * Each goes to libc with its deadline in a slot.  That libc hands the pointer on to the
  * kernel, instead of a copy, is a property of nptl (__futex_abstimed_wait_common in
@@ -10,7 +11,6 @@
 
 #include "slot.h"
 
-NEXT(clock_nanosleep);
 NEXT(pthread_clockjoin_np);
 NEXT(pthread_cond_clockwait);
 NEXT(pthread_cond_timedwait);
@@ -36,14 +36,6 @@ NEXT(sem_clockwait);
 		pthread_cleanup_pop(1);                                                            \
 		err;                                                                               \
 	})
-
-int clock_nanosleep(clockid_t id, int flags, const struct timespec *req, struct timespec *rem)
-{
-	/* a relative sleep has no deadline on any clock of the application's */
-	const struct timespec *abstime = flags & TIMER_ABSTIME ? req : NULL;
-
-	return UNTIL(until, abstime, id, next_clock_nanosleep(id, flags, until ? until : req, rem));
-}
 
 int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
 			   const struct timespec *abstime)

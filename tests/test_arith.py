@@ -55,6 +55,12 @@ def test_add_is_exact_or_saturates(t: tuple[int, int], offset: tuple[int, int]) 
 
 
 @given(SPAN, SPAN)
+def test_remaining_is_never_negative(deadline: tuple[int, int], now: tuple[int, int]) -> None:
+    left = exact(time(deadline)) - exact(time(now))
+    assert exact(lib.ts_remaining(time(deadline), time(now))) == min(max(left, 0), HIGHEST)
+
+
+@given(SPAN, SPAN)
 def test_kernel_deadline_is_exact_past_or_never(
     deadline: tuple[int, int], offset: tuple[int, int]
 ) -> None:

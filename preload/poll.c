@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+/*
+ * poll.c - waiting for descriptors to become ready.
+ *
+ * poll() is restarted from state that CRIU cannot save, and the epoll calls fail with EINTR
+ * as soon as a thread is frozen.  ppoll() is executed again, with what is left of its time-out
+ * written back (to a copy that libc makes), and fails with EINTR only if a handler ran.  So
+ * it is what everything here waits in.  select() and pselect() are as good as ppoll() by
+ * themselves: glibc makes both of the system call pselect6.
+ */
+#include <poll.h>
+#include <sys/epoll.h>
+
+#include "timespec.h"
+
+NEXT(epoll_pwait);
+NEXT(poll);
+NEXT(ppoll);
+
+/* What _FORTIFY_SOURCE makes of poll(): size is that of the array, as far as the compiler knows. */
+int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size);
+NEXT(__poll_chk);
+
+static struct ts_time from_ms(int ms)
+{
+	return (struct ts_time){ ms / 1000, ms % 1000 * 1000000 };
+}
+
+int poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+	struct timespec left;
+
+	attach_first();
+	if (timeout == 0)
+		return next_poll(fds, count, 0);
+	if (timeout < 0)
+		return next_ppoll(fds, count, NULL, NULL);
+	left = to_timespec(from_ms(timeout));
+	return next_ppoll(fds, count, &left, NULL);
+}
+
+int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size)
+{
+	attach_first();
+	/* ends the process, with libc's own words */
+	if (size / sizeof(*fds) < count)
+		return next___poll_chk(fds, count, timeout, size);
+	return poll(fds, count, timeout);
+}
+
+/*
+ * An epoll descriptor is readable while it has events to report.  So wait for that, and fetch
+ * them without waiting; another thread may be faster.  A busy server has events when
+ * it asks, and then nothing is added but a time-out of 0.
+ *
+ * Unlike threads that wait in epoll_wait(), of which an event wakes one, all those that wait
+ * here for the same descriptor are woken.
+ */
+static int wait_for_events(int epfd, struct epoll_event *events, int most,
+			   const struct ts_time *timeout, const sigset_t *mask)
+{
+	struct pollfd epoll = { .fd = epfd, .events = POLLIN };
+	int count = next_epoll_pwait(epfd, events, most, 0, mask);
+	struct ts_time deadline;
+
+	if (count || (timeout && !timeout->sec && !timeout->nsec))
+		return count;
+	if (timeout)
+		deadline = ts_add(read_clock(CLOCK_MONOTONIC), *timeout);
+	do {
+		struct timespec left;
+
+		if (timeout)
+			left = to_timespec(ts_remaining(deadline, read_clock(CLOCK_MONOTONIC)));
+		count = next_ppoll(&epoll, 1, timeout ? &left : NULL, mask);
+		if (count <= 0)
+			return count;
+		count = next_epoll_pwait(epfd, events, most, 0, mask);
+	} while (!count);
+	return count;
+}
+
+int epoll_pwait(int epfd, struct epoll_event *events, int most, int timeout, const sigset_t *mask)
+{
+	struct ts_time span = from_ms(timeout);
+
+	attach_first();
+	return wait_for_events(epfd, events, most, timeout < 0 ? NULL : &span, mask);
+}
+
+int epoll_wait(int epfd, struct epoll_event *events, int most, int timeout)
+{
+	return epoll_pwait(epfd, events, most, timeout, NULL);
+}
+
+int epoll_pwait2(int epfd, struct epoll_event *events, int most, const struct timespec *timeout,
+		 const sigset_t *mask)
+{
+	struct ts_time span;
+
+	attach_first();
+	if (!timeout)
+		return wait_for_events(epfd, events, most, NULL, mask);
+	if (!readable(timeout)) {
+		errno = EFAULT;
+		return -1;
+	}
+	if (!valid(timeout)) {
+		errno = EINVAL;
+		return -1;
+	}
+	span = from_timespec(*timeout);
+	return wait_for_events(epfd, events, most, &span, mask);
+}
