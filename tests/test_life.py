@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from journey import journey
 
 from timeshim._native import lib
 from timeshim.page import Page
@@ -117,3 +118,20 @@ def test_a_slot_of_a_dead_thread_is_free_for_its_neighbour(
         assert owners(timeshim) == {neighbour: neighbour, first: first, first + 1: neighbour}
     else:
         assert owners(timeshim) == {neighbour: neighbour, first: neighbour}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
+def test_three_hundred_orphans_migrate() -> None:
+    """Their parent is gone before: they stay in the task because the reaper adopts them."""
+    with journey(95_000) as trip:
+        trip.launch("sh", "-c", "for i in $(seq 300); do sleep 600 & done")
+        deadline = time.monotonic() + 20
+        while (task := trip.tasks(trip.here)[0])["covered"] != 300 or len(task["pids"]) != 301:
+            assert time.monotonic() < deadline, task
+            time.sleep(0.2)
+        trip.move()
+        (arrived,) = trip.tasks(trip.there)
+        assert (len(arrived["pids"]), arrived["covered"]) == (301, 300)
+        assert trip.tasks(trip.here) == []
+        trip.terminate(trip.there)
+        assert trip.results(trip.there) == []
