@@ -4,7 +4,8 @@
  *
  * A slot is taken with one compare-and-swap on a place that the thread id picks, so
  * threads meet only when there are more of them than slots.  There is no per-thread
- * state: what a thread left behind by longjmp() it recognises by the stack pointer.
+ * state: what a thread left behind by longjmp() it recognises by the stack pointer, and what
+ * a thread left behind by dying (SIGKILL, or another thread's exec) whoever needs the place.
  */
 #include <errno.h>
 #include <signal.h>
@@ -13,6 +14,9 @@
 
 #include "slot.h"
 #include "timespec.h"
+
+/* How many taken places a wait looks at more closely; then the table is full of the living. */
+#define CLOSE_LOOKS 8
 
 static bool on_alternate_stack(void)
 {
@@ -31,6 +35,15 @@ static bool left_behind(const struct ts_slot *slot, uint64_t frame)
 	return slot->frame && slot->frame <= frame && !on_alternate_stack();
 }
 
+static bool is_dead(uint32_t thread)
+{
+	int saved = errno;
+	bool dead = kill((pid_t)thread, 0) && errno == ESRCH; /* of threads as well, kill(2) says */
+
+	errno = saved;
+	return dead;
+}
+
 static struct ts_slot *take(uint64_t frame)
 {
 	uint32_t self = (uint32_t)kernel_call(SYS_gettid, (const long[6]){ 0 });
@@ -38,14 +51,16 @@ static struct ts_slot *take(uint64_t frame)
 	for (uint32_t i = 0; i < TS_SLOTS; i++) {
 		struct ts_slot *slot = &shim.task->slot[(self + i) % TS_SLOTS];
 		uint32_t owner = __atomic_load_n(&slot->owner, __ATOMIC_RELAXED);
+		bool free = !owner;
 
-		if (owner == self && left_behind(slot, frame)) {
-			__atomic_store_n(&slot->armed, 0, __ATOMIC_RELEASE);
-		} else if (owner ||
-			   !__atomic_compare_exchange_n(&slot->owner, &owner, self, false,
-							__ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+		if (owner == self)
+			free = left_behind(slot, frame);
+		else if (owner && i < CLOSE_LOOKS)
+			free = is_dead(owner);
+		if (!free || !__atomic_compare_exchange_n(&slot->owner, &owner, self, false,
+							  __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 			continue;
-		}
+		__atomic_store_n(&slot->armed, 0, __ATOMIC_RELEASE);
 		slot->frame = frame;
 		return slot;
 	}

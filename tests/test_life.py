@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from journey import journey
+
+from timeshim._native import lib
+from timeshim.page import Page
+from timeshim.tasks import runtime_dir
 
 if TYPE_CHECKING:
     from conftest import Program, Timeshim
@@ -71,3 +77,61 @@ def test_where_the_shim_is_out_of_reach_the_environment_stays_as_it_is(timeshim:
 def test_programs_that_are_started_after_root_was_given_up(timeshim: Timeshim) -> None:
     setpriv = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     assert timeshim.output("run", "--", *setpriv, "sh", "-c", SHIM_MAPPED) == "shim\n"
+
+
+def owners(timeshim: Timeshim) -> dict[int, int]:
+    """Return which thread owns which slot of the task of `launch_slots`."""
+    tasks = json.loads(timeshim.output("ps", "--json"))
+    (task,) = (task for task in tasks if task["name"] == "slots")
+    with Page.open(
+        runtime_dir() / f"{task['id']}.{task['hop']}" / "shared" / "page", task["id"]
+    ) as page:
+        slots = page._task.slot
+        return {i: slots[i].owner for i in range(lib.TS_SLOTS) if slots[i].owner}
+
+
+def launch_slots(
+    timeshim: Timeshim, program: Program, *arguments: str, seconds: float = 20
+) -> list[int]:
+    """Launch `slots` and return what it prints once it has done its work."""
+    timeshim.output("run", "--detach", "--name", "slots", "--", program("owners"), *arguments)
+    deadline = time.monotonic() + seconds
+    while not (printed := timeshim.output("logs", "slots")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return json.loads(printed)  # type: ignore[no-any-return]
+
+
+def test_threads_that_come_and_go_leave_no_slot(timeshim: Timeshim, program: Program) -> None:
+    launch_slots(timeshim, program, "churn", "50000", seconds=60)
+    assert owners(timeshim) == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chooses thread ids")
+@pytest.mark.parametrize("end", ["killed", "replaced", "alive"])
+def test_a_slot_of_a_dead_thread_is_free_for_its_neighbour(
+    timeshim: Timeshim, program: Program, end: str
+) -> None:
+    first, neighbour = launch_slots(timeshim, program, end)
+    assert neighbour == first - 1
+    if end == "alive":
+        assert owners(timeshim) == {neighbour: neighbour, first: first, first + 1: neighbour}
+    else:
+        assert owners(timeshim) == {neighbour: neighbour, first: neighbour}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
+def test_three_hundred_orphans_migrate() -> None:
+    """Their parent is gone before: they stay in the task because the reaper adopts them."""
+    with journey(95_000) as trip:
+        trip.launch("sh", "-c", "for i in $(seq 300); do sleep 600 & done")
+        deadline = time.monotonic() + 20
+        while (task := trip.tasks(trip.here)[0])["covered"] != 300 or len(task["pids"]) != 301:
+            assert time.monotonic() < deadline, task
+            time.sleep(0.2)
+        trip.move()
+        (arrived,) = trip.tasks(trip.there)
+        assert (len(arrived["pids"]), arrived["covered"]) == (301, 300)
+        assert trip.tasks(trip.here) == []
+        trip.terminate(trip.there)
+        assert trip.results(trip.there) == []
