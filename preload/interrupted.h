@@ -20,27 +20,18 @@ struct interruptible {
 	struct timespec left;
 };
 
-/* For a call that may wait for a span, or for ever if there is none. */
-static inline struct interruptible call_begin_span(const struct ts_time *span)
-{
-	struct interruptible call = { .timed = span };
-
-	attach_first();
-	call.seen = generation();
-	if (span)
-		call.deadline = ts_add(read_clock(CLOCK_MONOTONIC), *span);
-	return call;
-}
-
 /* timeout as the application gave it: none, or one that the kernel may have to refuse, too. */
 static inline struct interruptible call_begin(const struct timespec *timeout)
 {
-	struct ts_time span;
+	struct interruptible call = { .timed = false };
 
-	if (!timeout || !readable(timeout) || !valid(timeout))
-		return call_begin_span(NULL);
-	span = from_timespec(*timeout);
-	return call_begin_span(&span);
+	attach_first();
+	call.seen = generation();
+	if (timeout && readable(timeout) && valid(timeout)) {
+		call.timed = true;
+		call.deadline = ts_add(read_clock(CLOCK_MONOTONIC), from_timespec(*timeout));
+	}
+	return call;
 }
 
 /* The time-out to give to the kernel: the application's own unless this is a repetition. */
@@ -51,14 +42,6 @@ static inline const struct timespec *call_left(struct interruptible *call,
 		return timeout;
 	call->left = to_timespec(ts_remaining(call->deadline, read_clock(CLOCK_MONOTONIC)));
 	return &call->left;
-}
-
-/* The same in whole milliseconds, rounded up: no wait ends early. */
-static inline int call_left_ms(const struct interruptible *call)
-{
-	struct ts_time left = ts_remaining(call->deadline, read_clock(CLOCK_MONOTONIC));
-
-	return (int)(left.sec * 1000 + (left.nsec + 999999) / 1000000);
 }
 
 /* Must a call that failed with errno be repeated? */

@@ -2,19 +2,18 @@
 /*
  * poll.c - waiting for descriptors to become ready.
  *
- * poll() is restarted from state that CRIU cannot save, so that it fails with EINTR after a
- * migration.  ppoll() is executed again, with what is left of its time-out written back (to a
- * copy that libc makes), and fails with EINTR only if a handler ran; so poll() waits in that.
- * select() and pselect() are as good by themselves: glibc makes both of the system call pselect6.
- * The epoll calls fail with EINTR as soon as a thread is frozen.
+ * poll() is restarted from state that CRIU cannot save, and the epoll calls fail with EINTR
+ * as soon as a thread is frozen.  ppoll() is executed again, with what is left of its time-out
+ * written back (to a copy that libc makes), and fails with EINTR only if a handler ran.  So
+ * it is what everything here waits in.  select() and pselect() are as good as ppoll() by
+ * themselves: glibc makes both of the system call pselect6.
  */
 #include <poll.h>
 #include <sys/epoll.h>
 
-#include "interrupted.h"
+#include "timespec.h"
 
 NEXT(epoll_pwait);
-NEXT(epoll_pwait2);
 NEXT(poll);
 NEXT(ppoll);
 
@@ -50,22 +49,43 @@ int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size)
 }
 
 /*
- * epoll_wait() in place of ppoll() would wake every thread that waits for a descriptor instead of
- * one, and cost a server two system calls an event more; so the epoll calls are repeated instead.
+ * An epoll descriptor is readable while it has events to report.  So wait for that, and fetch
+ * them without waiting; another thread may be faster.  A busy server has events when
+ * it asks, and then nothing is added but a time-out of 0.
+ *
+ * Unlike threads that wait in epoll_wait(), of which an event wakes one, all those that wait
+ * here for the same descriptor are woken.
  */
+static int wait_for_events(int epfd, struct epoll_event *events, int most,
+			   const struct ts_time *timeout, const sigset_t *mask)
+{
+	struct pollfd epoll = { .fd = epfd, .events = POLLIN };
+	int count = next_epoll_pwait(epfd, events, most, 0, mask);
+	struct ts_time deadline;
+
+	if (count || (timeout && !timeout->sec && !timeout->nsec))
+		return count;
+	if (timeout)
+		deadline = ts_add(read_clock(CLOCK_MONOTONIC), *timeout);
+	do {
+		struct timespec left;
+
+		if (timeout)
+			left = to_timespec(ts_remaining(deadline, read_clock(CLOCK_MONOTONIC)));
+		count = next_ppoll(&epoll, 1, timeout ? &left : NULL, mask);
+		if (count <= 0)
+			return count;
+		count = next_epoll_pwait(epfd, events, most, 0, mask);
+	} while (!count);
+	return count;
+}
+
 int epoll_pwait(int epfd, struct epoll_event *events, int most, int timeout, const sigset_t *mask)
 {
 	struct ts_time span = from_ms(timeout);
-	struct interruptible call = call_begin_span(timeout > 0 ? &span : NULL);
-	int result;
 
-	do {
-		result = next_epoll_pwait(epfd, events, most, timeout, mask);
-		if (likely(result >= 0 || !call_again(&call)))
-			return result;
-		if (timeout > 0)
-			timeout = call_left_ms(&call);
-	} while (true);
+	attach_first();
+	return wait_for_events(epfd, events, most, timeout < 0 ? NULL : &span, mask);
 }
 
 int epoll_wait(int epfd, struct epoll_event *events, int most, int timeout)
@@ -76,15 +96,19 @@ int epoll_wait(int epfd, struct epoll_event *events, int most, int timeout)
 int epoll_pwait2(int epfd, struct epoll_event *events, int most, const struct timespec *timeout,
 		 const sigset_t *mask)
 {
-	struct interruptible call = call_begin(timeout);
-	int result;
+	struct ts_time span;
 
-	if (!next_epoll_pwait2) { /* glibc 2.35 */
-		errno = ENOSYS;
+	attach_first();
+	if (!timeout)
+		return wait_for_events(epfd, events, most, NULL, mask);
+	if (!readable(timeout)) {
+		errno = EFAULT;
 		return -1;
 	}
-	do
-		result = next_epoll_pwait2(epfd, events, most, call_left(&call, timeout), mask);
-	while (result < 0 && call_again(&call));
-	return result;
+	if (!valid(timeout)) {
+		errno = EINVAL;
+		return -1;
+	}
+	span = from_timespec(*timeout);
+	return wait_for_events(epfd, events, most, &span, mask);
 }
