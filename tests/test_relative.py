@@ -6,16 +6,22 @@ application handles. Each test runs without the shim as well, where it must fail
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from journey import journey
 from test_failures import breaking
 from test_migration import MS, direction, world
+
+from timeshim.control import Control
+from timeshim.tasks import runtime_dir
 
 if TYPE_CHECKING:
     from conftest import Program, Timeshim
@@ -27,6 +33,23 @@ SIGNAL_MS = 2500
 WAITS = 30
 ALL = WAITS + 2  # with those on System V semaphores, which CRIU does not take along
 LATE = 80 * MS
+TGKILL = 234  # asm/unistd_64.h
+AMBIGUOUS = {  # the kernel says EINTR here whether a handler runs or not
+    "sem_timedwait",
+    "sigtimedwait",
+    "sigwaitinfo",
+    "accept",
+    "read",
+    "readv",
+    "recv",
+    "recvfrom",
+    "recvmsg",
+    "recvmmsg",
+    "send",
+    "sendmsg",
+    "write",
+    "writev",
+}
 RESTARTED = {"ppoll", "select", "pselect"}  # by CRIU, with what is left
 
 shim_or_none = pytest.mark.parametrize("clocks", ["shim", "none"])
@@ -75,6 +98,15 @@ def run_in_a_task(timeshim: Timeshim, program: Program, *arguments: object) -> l
     return [json.loads(line) for line in printed.splitlines()]
 
 
+def results(timeshim: Timeshim, name: str) -> list[dict[str, Any]]:
+    """Wait until a task on this host has ended, and return what it printed."""
+    deadline = time.monotonic() + 20
+    while any(task["name"] == name for task in json.loads(timeshim.output("ps", "--json"))):
+        assert time.monotonic() < deadline, f"{name} does not end"
+        time.sleep(0.05)
+    return [json.loads(line) for line in timeshim.output("logs", name).splitlines()]
+
+
 def test_natively(program: Program) -> None:
     """What the tests below expect is what the kernel does."""
     assert wrong_waits(run_natively(program, 1000, 0, "all"), 0, count=ALL) == {}
@@ -115,6 +147,24 @@ def test_a_signal_after_a_migration(program: Program, options: tuple[str, ...]) 
     assert wrong_waits(waits, summary["blackout_ns"], signal_ms=SIGNAL_MS) == {}
 
 
+def test_a_signal_during_a_migration(timeshim: Timeshim, program: Program) -> None:
+    """It is delivered when the task runs on, and interrupts wherever EINTR cannot mean both."""
+    timeshim.output("run", "--detach", "--name", "patient", "--", program("relative"), "2500")
+    time.sleep(0.3)
+    (task,) = (t for t in json.loads(timeshim.output("ps", "--json")) if t["name"] == "patient")
+    pid = task["pids"][1]
+    with Control(runtime_dir() / f"{task['id']}.{task['hop']}" / "control") as control:
+        control("freeze")
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            if int(thread.name) != pid:
+                assert ctypes.CDLL(None).syscall(TGKILL, pid, int(thread.name), signal.SIGUSR1) == 0
+        time.sleep(0.2)
+        control("resume")
+    returned = {wait["wait"]: wait["returned"] == "EINTR" for wait in results(timeshim, "patient")}
+    assert len(returned) == WAITS
+    assert {name for name, interrupted in returned.items() if not interrupted} == AMBIGUOUS
+
+
 @shim_or_none
 def test_over_a_migration_that_fails(timeshim: Timeshim, program: Program, clocks: str) -> None:
     """The clocks stood still while the task was frozen; the waits must not notice either."""
@@ -124,11 +174,7 @@ def test_over_a_migration_that_fails(timeshim: Timeshim, program: Program, clock
     )  # fmt: skip
     done = timeshim("migrate", "patient", breaking("receiver killed with everything restored"))
     assert "receiver" in done.stderr, done.stderr
-    deadline = time.monotonic() + 20
-    while any(task["name"] == "patient" for task in json.loads(timeshim.output("ps", "--json"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    waits = [json.loads(line) for line in timeshim.output("logs", "patient").splitlines()]
+    waits = results(timeshim, "patient")
     # both clocks stand still, as nobody else knows how long; so reality is what tells
     frozen = max(
         wait["real_ns"] - wait["took_ns"] for wait in waits if wait["clock"] == "monotonic"
