@@ -17,6 +17,7 @@
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -42,9 +43,9 @@ static void __attribute__((noreturn)) refuse(const char *what, const char *why)
 
 	for (size_t i = 0; i < sizeof(part) / sizeof(part[0]); i++)
 		iov[i] = (struct iovec){ (char *)part[i], strlen(part[i]) };
-	if (writev(STDERR_FILENO, iov, sizeof(part) / sizeof(part[0])) < 0) {
-		/* nobody left to tell */
-	}
+	/* writev() is the shim's own, which is not ready */
+	kernel_call(SYS_writev,
+		    (const long[6]){ STDERR_FILENO, (long)iov, sizeof(part) / sizeof(part[0]) });
 	_exit(EXIT_CANNOT_ATTACH);
 }
 

@@ -249,7 +249,7 @@ def test_a_preload_of_the_users_stays(timeshim: Timeshim, tmp_path: Path) -> Non
     preload = timeshim.output(
         "run", "--", "sh", "-c", "echo $LD_PRELOAD", env=timeshim.env | {"LD_PRELOAD": str(other)}
     )
-    ours, theirs = preload.strip().split(":")
+    theirs, ours = preload.strip().split(":")
     assert ours.endswith("/libtimeshim.so")
     assert theirs == str(other)
 
