@@ -38,7 +38,7 @@ struct shim {
 	char library[PATH_MAX]; /* this library's own path */
 };
 
-extern struct shim shim;
+extern __attribute__((visibility("hidden"))) struct shim shim;
 
 /*
  * NEXT(name) declares next_name, the definition that the shim's own name() stands in front of,

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from timeshim import clocks, cputime, timers
-from timeshim._native import lib
+from timeshim._native import ffi, lib
 from timeshim.clocks import frame_of, read_clocks
 from timeshim.errors import Error
 from timeshim.export import Export
@@ -386,7 +386,9 @@ class Supervisor:
         self._require("frozen", "leaving")
         self.destination = None
         if self.export is None or not self.task.cgroup.freezing:
-            # A CRIU that was killed in the middle let it run already: no time stood still.
+            # A CRIU that was killed in the middle let it run already: no time stood still. A new
+            # epoch all the same, for it says to those in a wait what interrupted them.
+            self.page.publish(ffi.addressof(self.page.epoch))
             self.state = "running"
             return {}
         return self._run(self.export, self.page.epoch.tsc_ratio, moved=False)
