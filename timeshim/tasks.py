@@ -15,19 +15,22 @@ the task has ended or left, until a task of the same name comes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from timeshim import _native
-from timeshim.cgroup import Cgroup
+from timeshim.cgroup import Cgroup, hierarchy
 from timeshim.errors import Error
 from timeshim.page import Page
 
+SWEEP_SECONDS = 3600.0  # longer than any restore takes, whose cgroup is empty until its end
 PARTS = ("libtimeshim.so", "reaper")
 BUILT = Path(_native.__file__).parent  # preload/build.py puts them beside the module
 
@@ -203,8 +206,33 @@ def _load(path: Path) -> Task | None:
         return None  # just being made or removed
 
 
+def _sweep() -> None:
+    """Remove what nobody can tell the owner of: whoever was making or removing it was killed.
+
+    Cgroups are shared with namespace hosts, whose tasks are not listed here; but those have
+    processes in them, or will soon.
+    """
+    directories = [path for path in runtime_dir().glob("*.*") if path.is_dir()]
+    for path in directories:
+        if not (path / "task.json").exists() and _age(path) > SWEEP_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+    if os.geteuid() == 0:
+        with contextlib.suppress(Error, OSError):  # no cgroups; or one was just removed
+            for path in (hierarchy() / "timeshim").glob("*.*"):
+                if path.is_dir() and _age(path) > SWEEP_SECONDS and not Cgroup(path).populated:
+                    path.rmdir()
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
+
+
 def all_tasks() -> list[Task]:
     """Return the tasks on this host, oldest first, and remove what dead ones left."""
+    _sweep()
     tasks = [task for path in runtime_dir().iterdir() if (task := _load(path))]
     for task in tasks:
         if not task.alive:
