@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into na
 
 MS = 1_000_000
 WORLDS = {"time namespace": (), "page only": ("--no-time-namespace",)}
-WAIT_MS = 1500
+WAIT_MS = 2000
 WAITS, TIMERS = 15, 2  # what waits.c waits for, and how much of that is timer descriptors
 SPINNER = f"spinner-{os.getpid()}"  # whatever else runs on this machine
 
