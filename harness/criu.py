@@ -53,8 +53,9 @@ class Criu:
             str(private) if private.exists() else shutil.which("criu")
         )
         if not command or not shutil.which(command):
+            script = Path(__file__).with_name("criu-install.sh")
             raise Error(
-                "criu is not installed: run `sh harness/criu-install.sh`, or install criu 4 and python3-pycriu"
+                f"criu is not installed: run `sh {script}`, or install criu 4 and python3-pycriu"
             )
         output = subprocess.run(
             [command, "--version"], capture_output=True, text=True, check=False, timeout=20
