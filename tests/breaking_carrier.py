@@ -16,6 +16,9 @@ import threading
 from pathlib import Path
 
 from harness.wire import CHUNK, GREETING, Wire
+from timeshim.control import Control
+from timeshim.errors import Error
+from timeshim.tasks import find
 
 FILLER = Path("/run/filler")
 
@@ -24,6 +27,7 @@ class Carrier:
     def __init__(self, moment: str, command: list[str]) -> None:
         self.kind, self.action = MOMENTS[moment]
         self.done = False
+        self.task = ""
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.child.stdin
         assert self.child.stdout
@@ -43,6 +47,8 @@ class Carrier:
         try:
             while True:
                 message = wire.receive()
+                if message["kind"] == "offer":
+                    self.task = message["task"]["name"]
                 if message["kind"] == self.kind and not self.done:
                     self.done = True
                     self.action(self)
@@ -72,6 +78,16 @@ class Carrier:
     def interrupt_source(self) -> None:
         os.kill(os.getppid(), signal.SIGINT)
 
+    def freeze_again(self) -> None:
+        """Begin another migration, as far as the source; it must be refused, and then it ends."""
+        with Control(find(self.task).control) as control:
+            try:
+                control("freeze")
+            except Error as error:
+                if "is frozen, not running" in str(error):
+                    return
+        os._exit(1)
+
     def fill_disk(self) -> None:
         with FILLER.open("wb", buffering=0) as file:
             try:
@@ -88,6 +104,7 @@ MOMENTS = {
     "network gone with everything restored": ("restored", Carrier.cut),
     "source killed with everything restored": ("restored", Carrier.kill_source),
     "Ctrl-C with everything restored": ("restored", Carrier.interrupt_source),
+    "another migration with everything restored": ("restored", Carrier.freeze_again),
     "receiver killed before it hears go": ("go", Carrier.kill_receiver),
     "network gone when it runs there": ("running", Carrier.cut),
     "disk full at the first image": ("file", Carrier.fill_disk),

@@ -19,6 +19,7 @@ from timeshim.tasks import runtime_dir
 
 if TYPE_CHECKING:
     from conftest import Program, Timeshim
+    from journey import Journey
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
 
@@ -121,6 +122,15 @@ def test_before_go_the_task_runs_on_here(timeshim: Timeshim, watched: Watched, m
     assert watched.wrong() == []
 
 
+def test_another_migration_is_refused_and_disturbs_nothing(
+    timeshim: Timeshim, watched: Watched
+) -> None:
+    done = timeshim("migrate", WATCHED, breaking("another migration with everything restored"))
+    assert done.returncode == 0, done.stderr
+    assert watched.await_state("running")["hop"] == 1
+    assert watched.wrong() == []
+
+
 def test_in_doubt_the_copy_here_stays_frozen_until_resolved_there(
     timeshim: Timeshim, watched: Watched
 ) -> None:
@@ -219,15 +229,20 @@ while True:
     assert beat.read_text() != before
 
 
+def assert_refused(trip: Journey, host: str, says: str) -> None:
+    """Migrate, and require that it fails with this in its one sentence and the task runs on."""
+    done = trip.here.run(TIMESHIM, "migrate", "traveller", host, check=False)
+    assert done.returncode == 1
+    assert is_one_sentence(done.stderr), done.stderr
+    assert says in done.stderr
+    assert [task["state"] for task in trip.tasks(trip.here)] == ["running"]
+
+
 def test_a_destination_without_the_program(program: Program) -> None:
     with journey(0) as trip:
         trip.here.run("cp", str(program("watch")), "/run/program")
         trip.launch("/run/program", "1")
-        done = trip.here.run(TIMESHIM, "migrate", "traveller", trip.host_there, check=False)
-        assert done.returncode == 1
-        assert is_one_sentence(done.stderr), done.stderr
-        assert "/run/program, which does not exist here" in done.stderr
-        assert [task["state"] for task in trip.tasks(trip.here)] == ["running"]
+        assert_refused(trip, trip.host_there, "/run/program, which does not exist here")
 
 
 def test_a_destination_without_room(program: Program) -> None:
@@ -235,11 +250,7 @@ def test_a_destination_without_room(program: Program) -> None:
         trip.there.run("mount", "-o", "remount,size=2m", "/run")
         trip.there.run("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", "/var/tmp")
         trip.launch(str(program("watch")), "1")
-        done = trip.here.run(TIMESHIM, "migrate", "traveller", trip.host_there, check=False)
-        assert done.returncode == 1
-        assert is_one_sentence(done.stderr), done.stderr
-        assert "no room for the images" in done.stderr
-        assert [task["state"] for task in trip.tasks(trip.here)] == ["running"]
+        assert_refused(trip, trip.host_there, "no room for the images")
 
 
 def test_a_disk_that_fills_up_on_the_way(program: Program) -> None:
@@ -247,11 +258,7 @@ def test_a_disk_that_fills_up_on_the_way(program: Program) -> None:
         trip.there.run("mount", "-o", "remount,size=32m", "/run")
         trip.launch(str(program("watch")), "1")
         host = f"{trip.host_there} {breaking('disk full at the first image')}"
-        done = trip.here.run(TIMESHIM, "migrate", "traveller", host, check=False)
-        assert done.returncode == 1
-        assert is_one_sentence(done.stderr), done.stderr
-        assert "No space left on device" in done.stderr
-        assert [task["state"] for task in trip.tasks(trip.here)] == ["running"]
+        assert_refused(trip, host, "No space left on device")
         assert trip.tasks(trip.there) == []
 
 

@@ -120,7 +120,7 @@ def relay(source: int, target: int | None, log: Log) -> None:
 
 
 def tree(root: int) -> list[int]:
-    """Return a process and all below it, parents first: what a task without a cgroup consists of."""
+    """Return a process and all below it, parents first: as we number them."""
     pids = [root]
     for pid in pids:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -280,7 +280,7 @@ class Supervisor:
         try:
             operation, arguments = json.loads(line)
             handle: Callable[..., Any] = self.operations[operation]
-            if operation == "freeze":
+            if operation == "freeze" and self.state == "running":  # else it will be refused
                 self.lease = connection
             answer = {"result": handle(self, **arguments)}
         except Error as error:
@@ -386,9 +386,11 @@ class Supervisor:
         self._require("frozen", "leaving")
         self.destination = None
         if self.export is None or not self.task.cgroup.freezing:
-            # A CRIU that was killed in the middle let it run already: no time stood still. A new
-            # epoch all the same, for it says to those in a wait what interrupted them.
+            # Not exported yet; or a CRIU that was killed in the middle let it run already, so that
+            # no time stood still. A new epoch all the same, for it says to those in a wait what
+            # interrupted them.
             self.page.publish(ffi.addressof(self.page.epoch))
+            self.task.cgroup.thaw()
             self.state = "running"
             return {}
         return self._run(self.export, self.page.epoch.tsc_ratio, moved=False)
@@ -423,7 +425,6 @@ class Supervisor:
         self.page.restore_task_area(received.task_area)
         self._carry_cpu_time(received.threads)
         LAST_PID.write_text(str(last_pid))
-        note_arrival(self.task)
         return self._run(received, tsc_ratio, moved=True)
 
     def _run(self, export: Export, tsc_ratio: int, *, moved: bool) -> dict[str, Any]:
@@ -431,6 +432,8 @@ class Supervisor:
         frame = frame_of(self.root)
         thaw = self.task.cgroup.prepare_thaw()
         set_timers = timers.prepare(export.timers, frame)
+        if moved:
+            note_arrival(self.task)  # when nothing is left that could fail
         with undisturbed():
             # Twice, for the first time is slow: cold caches would add 60 us to the jump.
             for _ in range(2):
