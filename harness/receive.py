@@ -18,6 +18,7 @@ from timeshim import tsc
 from timeshim.control import Control
 from timeshim.errors import Error
 from timeshim.launch import start_supervisor
+from timeshim.supervisor import tree
 from timeshim.tasks import PARTS, Task, all_tasks, has_arrived, runtime_dir, unused_name
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:
     def before_resume(criu_pid: int, root: int) -> None:
         """Have the whole tree frozen by the time that CRIU lets it run."""
         task.cgroup.begin_freeze()
-        for pid in tree(criu_pid, root):
+        for pid in restored_tree(criu_pid, root):
             task.cgroup.add(pid)
 
     outputs = [(reader, None) for _, (reader, _) in pipes]
@@ -173,28 +174,16 @@ def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:
         yield control
 
 
-def children(pid: int) -> list[int]:
-    """Return the children of a process."""
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += map(int, path.read_text().split())
-    return found
-
-
-def tree(ancestor: int, root: int) -> list[int]:
+def restored_tree(ancestor: int, root: int) -> list[int]:
     """Return a tree's processes, as we number them.
 
     Args:
         ancestor: a process above it, as we number it.
         root: its root, as its own pid namespace numbers it.
     """
-
-    def descendants(pid: int) -> list[int]:
-        return [pid, *(one for child in children(pid) for one in descendants(child))]
-
-    for pid in descendants(ancestor):
+    for pid in tree(ancestor)[1:]:
         status = Path(f"/proc/{pid}/status").read_text()
         numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-        if pid != ancestor and int(numbers.split()[-1]) == root:
-            return descendants(pid)
+        if int(numbers.split()[-1]) == root:
+            return tree(pid)
     raise Error(f"criu restored no process {root}")

@@ -24,8 +24,7 @@ ssize_t __recvfrom_chk(int fd, void *buffer, size_t count, size_t size, int flag
 
 struct transfer {
 	uint64_t seen; /* generation when the call, or its last repetition, began */
-	struct ts_time
-		start; /* by MONOTONIC_COARSE: socket time-outs are counted in ticks as well */
+	struct ts_time start; /* virtual MONOTONIC */
 };
 
 static struct transfer transfer_begin(void)
