@@ -25,25 +25,16 @@ from timeshim.tasks import Task, all_tasks, find, output_of, runtime_dir
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Span(click.ParamType[int]):
-    """A signed span of time such as +497d, -3s, 1.5h; in nanoseconds."""
-
-    name = "span"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Parse it."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([+-]?)(\d+)(?:\.(\d{1,9}))?([smhd]?)", str(value))
-        if not match:
-            self.fail(f"{value!r} is not a span of time: write +497d, -3s, 1.5h", param, ctx)
-        sign, whole, part, unit = match.groups()
-        ns = (int(whole) * NSEC + int((part or "0").ljust(9, "0"))) * _UNITS[unit or "s"]
-        if ns >= 2**62:
-            self.fail(f"{value!r} is more than a clock can be shifted by (146 years)", param, ctx)
-        return -ns if sign == "-" else ns
+def span(value: str) -> int:
+    """Parse a signed span of time such as +497d, -3s, 1.5h; in nanoseconds."""
+    match = re.fullmatch(r"([+-]?)(\d+)(?:\.(\d{1,9}))?([smhd]?)", value)
+    if not match:
+        raise click.BadParameter(f"{value!r} is not a span of time: write +497d, -3s, 1.5h")
+    sign, whole, part, unit = match.groups()
+    ns = (int(whole) * NSEC + int((part or "0").ljust(9, "0"))) * _UNITS[unit or "s"]
+    if ns >= 2**62:
+        raise click.BadParameter(f"{value!r} is more than a clock can be shifted by (146 years)")
+    return -ns if sign == "-" else ns
 
 
 class Group(click.Group):
@@ -68,8 +59,8 @@ def main() -> None:
 @click.option("--name", help="What to call the task (default: the command's name).")
 @click.option(
     "--monotonic",
-    type=Span(),
-    default=0,
+    type=span,
+    default="0s",
     metavar="SPAN",
     help="Start with MONOTONIC, BOOTTIME and the TSC shifted, e.g. +497d: as if the host had been up so much longer.",
 )
