@@ -90,20 +90,32 @@ static void *map(const char *path, int flags, int prot, size_t size, off_t offse
 
 /*
  * pthread_cond_timedwait() is not told which clock it waits on.  glibc keeps that in a bit of
- * __wrefs (nptl/pthread_cond_init.c); rather than trust a version number, look whether it moves.
+ * __wrefs (nptl/pthread_cond_init.c), which lies elsewhere since 2.41; rather than trust a version
+ * number, look where two that differ in their clock differ.
  */
-static void check_cond_clock(void)
+static void find_cond_clock(void)
 {
+	enum { WORDS = sizeof(pthread_cond_t) / sizeof(uint32_t) };
+	union {
+		pthread_cond_t cond;
+		uint32_t word[WORDS];
+	} real = { .word = { 0 } }, monotonic = real;
 	pthread_condattr_t attr;
-	pthread_cond_t cond;
+	size_t differ = 0;
 
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&cond, &attr);
-	if (cond_clock(&cond) != CLOCK_MONOTONIC)
-		refuse("pthread_cond_t", "this libc keeps its clock in an unknown place");
-	pthread_cond_init(&cond, NULL);
-	if (cond_clock(&cond) != CLOCK_REALTIME)
+	pthread_cond_init(&monotonic.cond, &attr);
+	pthread_cond_init(&real.cond, NULL);
+	for (size_t i = 0; i < WORDS; i++) {
+		if (real.word[i] == monotonic.word[i])
+			continue;
+		differ++;
+		shim.cond_word = i;
+		shim.cond_monotonic = real.word[i] ^ monotonic.word[i];
+	}
+	if (differ != 1 || __builtin_popcount(shim.cond_monotonic) != 1 ||
+	    cond_clock(&monotonic.cond) != CLOCK_MONOTONIC)
 		refuse("pthread_cond_t", "this libc keeps its clock in an unknown place");
 }
 
@@ -137,7 +149,7 @@ void attach(void)
 	for (const struct next_symbol *next = __start_next_symbols; next < __stop_next_symbols;
 	     next++)
 		*next->address = dlsym(RTLD_NEXT, next->name);
-	check_cond_clock();
+	find_cond_clock();
 }
 
 static void __attribute__((constructor)) attach_at_load(int argc, char **argv, char **envp)

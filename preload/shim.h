@@ -35,6 +35,9 @@ struct shim {
 	struct ts_task_area *task;
 	const struct ts_cpu_area *cpu;
 	clock_gettime_fn *kernel_clock; /* 0 or -errno, as the vDSO returns it */
+	/* where a pthread_cond_t says that it is on CLOCK_MONOTONIC: a 32-bit word, and its bit */
+	size_t cond_word;
+	uint32_t cond_monotonic;
 	char library[PATH_MAX]; /* this library's own path */
 };
 

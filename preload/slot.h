@@ -36,10 +36,11 @@ bool wait_again(struct wait *wait, int err);
 /* Gives the slot back; a pthread cleanup handler, so that cancellation does as well. */
 void wait_end(void *wait);
 
-/* The clock that pthread_cond_timedwait() waits on; see check_cond_clock(). */
+/* The clock that pthread_cond_timedwait() waits on; see find_cond_clock(). */
 static inline clockid_t cond_clock(const pthread_cond_t *cond)
 {
-	return cond->__data.__wrefs & 2 ? CLOCK_MONOTONIC : CLOCK_REALTIME;
+	return ((const uint32_t *)cond)[shim.cond_word] & shim.cond_monotonic ? CLOCK_MONOTONIC
+									      : CLOCK_REALTIME;
 }
 
 #endif
