@@ -179,6 +179,8 @@ def launch(task: Task, *, detach: bool) -> Report:
             if "exit" in event and event["exit"] == 0:
                 raise Error(f"{task.argv[0]} ended before the shim attached to it")
             if "exit" in event:
+                if detach:  # nobody will look for the reason in a log
+                    sys.stderr.write(task.output.read_text(errors="replace"))
                 raise SystemExit(event["exit"])
         else:
             report.wait("listening")
