@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -26,7 +27,7 @@ __all__ = ["main"]
 
 
 class Display(Progress):
-    """A progress display on a terminal; elsewhere it keeps quiet."""
+    """A progress display, for a terminal."""
 
     def __init__(self, name: str) -> None:
         """Prepare it."""
@@ -37,7 +38,6 @@ class Display(Progress):
             DownloadColumn(),
             TimeElapsedColumn(),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
             transient=True,
         )
         self.bar = self.bars.add_task("", name=name, total=None)
@@ -78,13 +78,16 @@ def migrate(
     "nsenter ... --", or "" for this host. It must find `timeshim` there.
     """
     found = find(task)
-    display = Display(found.name)
-    with display.bars:
+    progress = Progress()
+    with contextlib.ExitStack() as stack:
+        if sys.stderr.isatty():  # elsewhere rich 13 would print an empty line
+            progress = Display(found.name)
+            stack.enter_context(progress.bars)
         summary = move(
             found,
             shlex.split(host),
             Options(scale_tsc=scale_tsc, time_namespace=not no_time_namespace),
-            display,
+            progress,
         )
     if as_json:
         click.echo(json.dumps(asdict(summary) | {"continuity_ns": summary.continuity_ns}))
