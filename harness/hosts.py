@@ -158,16 +158,16 @@ def network(*specs: HostSpec) -> Iterator[Network]:
     if not Path("/proc/self/ns/time").exists():
         raise Error("hosts need time namespaces: a kernel of 5.6 or later with CONFIG_TIME_NS")
     with ExitStack() as stack:
-        switch = stack.enter_context(_held("the switch", SWITCH, SWITCH_HOLDER))
+        hub = stack.enter_context(switch())
         hosts = tuple(
             Host(spec, stack.enter_context(_host(spec)), str(SUBNET[n]), str(SUBNET6[n]))
             for n, spec in enumerate(specs, start=2)
         )
         try:
-            _connect(switch, hosts)
+            _connect(hub, hosts)
         except NetlinkError as error:
             raise Error(f"the hosts' network cannot be made: {error}") from error
-        yield Network(hosts, ["nsenter", "--target", str(switch), "--net", "--"])
+        yield Network(hosts, ["nsenter", "--target", str(hub), "--net", "--"])
 
 
 @contextmanager
@@ -261,22 +261,48 @@ def _wake_nsenters(holder: int) -> None:
                 os.kill(int(process.name), signal.SIGCONT)
 
 
-def _connect(switch: int, hosts: tuple[Host, ...]) -> None:
-    """Make the bridge in the switch's network namespace, and a cable from it to each host."""
-    with NetNS(f"/proc/{switch}/ns/net", flags=0) as net:
-        net.link("set", index=LOOPBACK, state="up")
-        net.link("add", ifname="bridge", kind="bridge", state="up")
-        [bridge] = net.link_lookup(ifname="bridge")
-        _address(net, bridge, str(SUBNET[1]), str(SUBNET6[1]))
+@contextmanager
+def switch() -> Iterator[int]:
+    """Hold a network namespace with a bridge that has an address, and give the holder's pid."""
+    with _held("the switch", SWITCH, SWITCH_HOLDER) as pid:
+        with _network_of(pid) as net:
+            net.link("set", index=LOOPBACK, state="up")
+            net.link("add", ifname="bridge", kind="bridge", state="up")
+            _address(net, _index(net, "bridge"), str(SUBNET[1]), str(SUBNET6[1]))
+        yield pid
+
+
+def plug_tap(hub: int, number: int) -> str:
+    """Plug a TAP device, for a virtual machine, into a switch, and return its name there."""
+    name = f"tap{number}"
+    with _network_of(hub) as net:
+        net.link("add", ifname=name, kind="tuntap", mode="tap")
+        net.link("set", index=_index(net, name), master=_index(net, "bridge"), state="up")
+    return name
+
+
+def _connect(hub: int, hosts: tuple[Host, ...]) -> None:
+    """Lay a cable from the switch to each host."""
+    with _network_of(hub) as net:
+        bridge = _index(net, "bridge")
         for n, host in enumerate(hosts):
             peer = {"ifname": "eth0", "net_ns_pid": host.pid}
             net.link("add", ifname=f"port{n}", kind="veth", peer=peer, master=bridge, state="up")
     for host in hosts:
-        with NetNS(f"/proc/{host.pid}/ns/net", flags=0) as net:
+        with _network_of(host.pid) as net:
             net.link("set", index=LOOPBACK, state="up")
-            [eth0] = net.link_lookup(ifname="eth0")
+            eth0 = _index(net, "eth0")
             net.link("set", index=eth0, state="up")
             _address(net, eth0, host.address, host.address6)
+
+
+def _network_of(pid: int) -> NetNS:
+    return NetNS(f"/proc/{pid}/ns/net", flags=0)
+
+
+def _index(net: NetNS, name: str) -> int:
+    [index] = net.link_lookup(ifname=name)
+    return int(index)
 
 
 def _address(net: NetNS, index: int, address: str, address6: str) -> None:

@@ -41,6 +41,11 @@ need iproute2 "shows the network between test hosts" command -v ip
 need redis-server "the server that the demo moves" command -v redis-server
 need libfaketime "the peer that the shim is measured against" \
     compgen -G '/usr/lib*/*/faketime/libfaketime.so.1'
+need qemu-system-x86 "the virtual machines that tests move tasks between" \
+    command -v qemu-system-x86_64
+need mmdebstrap "fetches what they boot from" command -v mmdebstrap
+need e2fsprogs "makes their file systems" command -v mke2fs
+need openssh-client "the carrier between them" command -v ssh
 if ((${#missing[@]})); then
     command -v apt-get >/dev/null ||
         die "please install what Debian calls ${missing[*]}: only apt is known here."
