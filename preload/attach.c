@@ -139,6 +139,7 @@ void attach(void)
 	shim.task = map(path, O_RDWR, PROT_READ | PROT_WRITE, sizeof(*shim.task), TS_TASK_AREA);
 
 	shim.cpu = map(path, O_RDONLY, PROT_READ, sizeof(*shim.cpu), TS_CPU_AREA);
+	shim.signals = map(path, O_RDONLY, PROT_READ, sizeof(*shim.signals), TS_SIGNAL_AREA);
 
 	/*
 	 * Before dlsym: should it call a malloc() that reads the clock, that read must find

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 # all but the other two products' sources
-SHIM_SOURCES = sorted({path.name for path in HERE.glob("*.c")} - {"reaper.c", "supervise.c"})
+SHIM_SOURCES = sorted(
+    {path.name for path in HERE.glob("*.c")} - {"pending.c", "reaper.c", "supervise.c"}
+)
 
 COMMON_FLAGS = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
 

@@ -4,8 +4,9 @@
  *
  * Neither the kernel nor CRIU executes these again, with or without a time-out.  If the
  * generation has changed since the call began, it was a migration (or an attempt at one)
- * that interrupted it, and it goes on with what is left.  Which of the two it was cannot be
- * told if a handler ran as well, in the very moment of the migration; then it goes on too.
+ * that interrupted it, and it goes on with what is left; unless the supervisor found a signal
+ * for this thread, whose handler has run by now.  All of these return EINTR then, whether the
+ * handler was installed with SA_RESTART or not (signal(7)).
  */
 #include <sys/sem.h>
 
@@ -17,10 +18,23 @@ NEXT(semtimedop);
 NEXT(sigtimedwait);
 NEXT(sigwaitinfo);
 
+bool signalled_since(uint64_t seen)
+{
+	uint32_t self = (uint32_t)kernel_call(SYS_gettid, (const long[6]){ 0 });
+
+	for (uint32_t i = 0; i < TS_SIGNALLED_NEAR; i++) {
+		const struct ts_signalled *entry = &shim.signals->entry[(self + i) % TS_SIGNALLED];
+
+		if (__atomic_load_n(&entry->thread, __ATOMIC_RELAXED) == self)
+			return __atomic_load_n(&entry->generation, __ATOMIC_RELAXED) > seen;
+	}
+	return false;
+}
+
 /* Its deadline is absolute and on CLOCK_REALTIME, which is the host's business. */
 int sem_timedwait(sem_t *sem, const struct timespec *abstime)
 {
-	struct interruptible call = call_begin(NULL);
+	struct interruptible call = call_begin(false);
 	int result;
 
 	do
@@ -31,7 +45,7 @@ int sem_timedwait(sem_t *sem, const struct timespec *abstime)
 
 int sigwaitinfo(const sigset_t *set, siginfo_t *info)
 {
-	struct interruptible call = call_begin(NULL);
+	struct interruptible call = call_begin(false);
 	int result;
 
 	do
@@ -42,7 +56,7 @@ int sigwaitinfo(const sigset_t *set, siginfo_t *info)
 
 int sigtimedwait(const sigset_t *set, siginfo_t *info, const struct timespec *timeout)
 {
-	struct interruptible call = call_begin(timeout);
+	struct interruptible call = call_begin(timeout != NULL);
 	int result;
 
 	do
@@ -53,7 +67,7 @@ int sigtimedwait(const sigset_t *set, siginfo_t *info, const struct timespec *ti
 
 int semop(int id, struct sembuf *ops, size_t count)
 {
-	struct interruptible call = call_begin(NULL);
+	struct interruptible call = call_begin(false);
 	int result;
 
 	do
@@ -64,7 +78,7 @@ int semop(int id, struct sembuf *ops, size_t count)
 
 int semtimedop(int id, struct sembuf *ops, size_t count, const struct timespec *timeout)
 {
-	struct interruptible call = call_begin(timeout);
+	struct interruptible call = call_begin(timeout != NULL);
 	int result;
 
 	do

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * interrupted.h - going on with a relative wait that a migration interrupted.
+ * interrupted.h - going on with a wait that the kernel gives up with EINTR when a thread is frozen.
  *
- *     struct interruptible call = call_begin(timeout);
+ *     struct interruptible call = call_begin(timeout != NULL);
  *     do
  *             result = next_...(..., call_left(&call, timeout));
  *     while (result < 0 && call_again(&call));
@@ -14,33 +14,33 @@
 
 struct interruptible {
 	uint64_t seen; /* generation when the call, or its last repetition, began */
-	bool timed; /* deadline is valid */
 	bool again;
-	struct ts_time deadline; /* virtual MONOTONIC */
+	struct ts_time start; /* virtual MONOTONIC, if there is a time-out */
 	struct timespec left;
 };
 
-/* timeout as the application gave it: none, or one that the kernel may have to refuse, too. */
-static inline struct interruptible call_begin(const struct timespec *timeout)
+static inline struct interruptible call_begin(bool timed)
 {
-	struct interruptible call = { .timed = false };
+	struct interruptible call = { .again = false };
 
 	attach_first();
 	call.seen = generation();
-	if (timeout && readable(timeout) && valid(timeout)) {
-		call.timed = true;
-		call.deadline = ts_add(read_clock(CLOCK_MONOTONIC), from_timespec(*timeout));
-	}
+	if (timed)
+		call.start = read_clock(CLOCK_MONOTONIC);
 	return call;
 }
 
-/* The time-out to give to the kernel: the application's own unless this is a repetition. */
+/*
+ * The time-out to give to the kernel: the application's own, which may be none or one to be
+ * refused, unless this is a repetition.
+ */
 static inline const struct timespec *call_left(struct interruptible *call,
 					       const struct timespec *timeout)
 {
-	if (!call->timed || !call->again)
+	if (!timeout || !call->again)
 		return timeout;
-	call->left = to_timespec(ts_remaining(call->deadline, read_clock(CLOCK_MONOTONIC)));
+	call->left = to_timespec(ts_remaining(ts_add(call->start, from_timespec(*timeout)),
+					      read_clock(CLOCK_MONOTONIC)));
 	return &call->left;
 }
 
@@ -49,7 +49,7 @@ static inline bool call_again(struct interruptible *call)
 {
 	uint64_t now = generation();
 
-	if (errno != EINTR || now == call->seen)
+	if (errno != EINTR || now == call->seen || signalled_since(call->seen))
 		return false;
 	call->seen = now;
 	call->again = true;

@@ -14,6 +14,7 @@
  *   0x0000  struct ts_clock_area   mapped read-only by the application
  *   0x1000  struct ts_task_area    mapped read-write by the application
  *   then    struct ts_cpu_area     mapped read-only by the application
+ *   then    struct ts_signal_area  mapped read-only by the application
  */
 #ifndef TIMESHIM_PAGE_H
 #define TIMESHIM_PAGE_H
@@ -22,10 +23,11 @@
 #include <stdint.h>
 
 #define TIMESHIM_MAGIC 0x6d6968732d656d74 /* "tme-shim", little endian */
-#define TIMESHIM_ABI 1
+#define TIMESHIM_ABI 2
 
 #define TS_TASK_AREA 4096 /* file offset of struct ts_task_area: its own mapping */
 #define TS_CPU_AREA 4202496 /* file offset of struct ts_cpu_area: its own mapping */
+#define TS_SIGNAL_AREA 8396800 /* file offset of struct ts_signal_area: its own mapping */
 #define TS_SLOTS 65536 /* a power of two; untouched slots cost nothing (sparse) */
 
 /* The clocks that are shifted; each indexes ts_epoch.offset. */
@@ -123,6 +125,25 @@ struct ts_cpu_area {
 	struct ts_cpu entry[TS_CPU_ENTRIES];
 };
 
+/*
+ * Threads that had a signal to handle when a generation began: what interrupted a wait of theirs
+ * was that signal, and not only the freeze.  An entry never becomes wrong: a call looks for one
+ * of a generation after its own beginning.  All fields are written by the supervisor, before it
+ * publishes that generation.
+ */
+#define TS_SIGNALLED 4096 /* a power of two */
+#define TS_SIGNALLED_NEAR 8 /* a thread's entry is one of so many from the one its id picks */
+
+struct ts_signalled {
+	uint32_t thread; /* thread id, as the thread itself knows it; 0 = free */
+	uint32_t reserved;
+	uint64_t generation;
+};
+
+struct ts_signal_area {
+	struct ts_signalled entry[TS_SIGNALLED];
+};
+
 _Static_assert(sizeof(struct ts_time) == 16, "same layout as struct timespec on x86-64");
 _Static_assert(sizeof(struct ts_slot) == 64, "one cache line, so owners do not contend");
 _Static_assert(sizeof(struct ts_clock_area) <= TS_TASK_AREA, "the areas overlap");
@@ -131,7 +152,10 @@ _Static_assert(sizeof(struct ts_cpu) == 128, "a power of two, so none crosses a 
 _Static_assert(TS_CPU_AREA >= TS_TASK_AREA + sizeof(struct ts_task_area), "the areas overlap");
 _Static_assert(TS_CPU_AREA % 4096 == 0, "a mapping begins there");
 
-#define TS_PAGE_SIZE 8396800 /* bytes of the file */
-_Static_assert(TS_PAGE_SIZE == TS_CPU_AREA + sizeof(struct ts_cpu_area), "TS_PAGE_SIZE is stale");
+_Static_assert(TS_SIGNAL_AREA >= TS_CPU_AREA + sizeof(struct ts_cpu_area), "the areas overlap");
+_Static_assert(TS_SIGNAL_AREA % 4096 == 0, "a mapping begins there");
+
+#define TS_PAGE_SIZE 8462336 /* bytes of the file */
+_Static_assert(TS_PAGE_SIZE == TS_SIGNAL_AREA + sizeof(struct ts_signal_area), "it is stale");
 
 #endif

@@ -2,18 +2,22 @@
 /*
  * poll.c - waiting for descriptors to become ready.
  *
- * poll() is restarted from state that CRIU cannot save, and the epoll calls fail with EINTR
- * as soon as a thread is frozen.  ppoll() is executed again, with what is left of its time-out
- * written back (to a copy that libc makes), and fails with EINTR only if a handler ran.  So
- * it is what everything here waits in.  select() and pselect() are as good as ppoll() by
+ * poll() is restarted from state that CRIU cannot save.  ppoll() is executed again, with what is
+ * left of its time-out written back (to a copy that libc makes), and fails with EINTR only if
+ * a handler ran.  So poll() waits in it.  select() and pselect() are as good as ppoll() by
  * themselves: glibc makes both of the system call pselect6.
+ *
+ * The epoll calls fail with EINTR as soon as a thread is frozen, and are repeated as in
+ * interrupted.c.
  */
 #include <poll.h>
 #include <sys/epoll.h>
 
-#include "timespec.h"
+#include "interrupted.h"
 
 NEXT(epoll_pwait);
+NEXT(epoll_pwait2);
+NEXT(epoll_wait);
 NEXT(poll);
 NEXT(ppoll);
 
@@ -24,6 +28,12 @@ NEXT(__poll_chk);
 static struct ts_time from_ms(int ms)
 {
 	return (struct ts_time){ ms / 1000, ms % 1000 * 1000000 };
+}
+
+/* Rounded up: nothing may end early. */
+static int to_ms(const struct timespec *span)
+{
+	return (int)(span->tv_sec * 1000 + (span->tv_nsec + 999999) / 1000000);
 }
 
 int poll(struct pollfd *fds, nfds_t count, int timeout)
@@ -48,16 +58,26 @@ int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size)
 	return poll(fds, count, timeout);
 }
 
+int epoll_wait(int epfd, struct epoll_event *events, int most, int timeout)
+{
+	struct interruptible call = call_begin(timeout > 0);
+	struct timespec span = to_timespec(from_ms(timeout));
+	int left = timeout, count;
+
+	while ((count = next_epoll_wait(epfd, events, most, left)) < 0 && call_again(&call))
+		left = timeout > 0 ? to_ms(call_left(&call, &span)) : timeout;
+	return count;
+}
+
 /*
- * An epoll descriptor is readable while it has events to report.  So wait for that, and fetch
- * them without waiting; another thread may be faster.  A busy server has events when
- * it asks, and then nothing is added but a time-out of 0.
- *
- * Unlike threads that wait in epoll_wait(), of which an event wakes one, all those that wait
- * here for the same descriptor are woken.
+ * With a mask, signals may come that are kept off before and after.  One that arrives between the
+ * supervisor's look and the thaw is not noted, and its handler cannot have run just before the
+ * call.  So EINTR must not mean both here: an epoll descriptor is readable while it has events to
+ * report, ppoll() waits for that, and they are fetched without waiting; another thread may be
+ * faster. The price is that an event wakes all threads that wait here for the same descriptor.
  */
-static int wait_for_events(int epfd, struct epoll_event *events, int most,
-			   const struct ts_time *timeout, const sigset_t *mask)
+static int wait_masked(int epfd, struct epoll_event *events, int most,
+		       const struct ts_time *timeout, const sigset_t *mask)
 {
 	struct pollfd epoll = { .fd = epfd, .events = POLLIN };
 	int count = next_epoll_pwait(epfd, events, most, 0, mask);
@@ -84,13 +104,10 @@ int epoll_pwait(int epfd, struct epoll_event *events, int most, int timeout, con
 {
 	struct ts_time span = from_ms(timeout);
 
+	if (!mask)
+		return epoll_wait(epfd, events, most, timeout);
 	attach_first();
-	return wait_for_events(epfd, events, most, timeout < 0 ? NULL : &span, mask);
-}
-
-int epoll_wait(int epfd, struct epoll_event *events, int most, int timeout)
-{
-	return epoll_pwait(epfd, events, most, timeout, NULL);
+	return wait_masked(epfd, events, most, timeout < 0 ? NULL : &span, mask);
 }
 
 int epoll_pwait2(int epfd, struct epoll_event *events, int most, const struct timespec *timeout,
@@ -99,8 +116,22 @@ int epoll_pwait2(int epfd, struct epoll_event *events, int most, const struct ti
 	struct ts_time span;
 
 	attach_first();
+	if (!next_epoll_pwait2) { /* glibc before 2.35 */
+		errno = ENOSYS;
+		return -1;
+	}
+	if (!mask) {
+		struct interruptible call = call_begin(timeout != NULL);
+		int count;
+
+		do
+			count = next_epoll_pwait2(epfd, events, most, call_left(&call, timeout),
+						  NULL);
+		while (count < 0 && call_again(&call));
+		return count;
+	}
 	if (!timeout)
-		return wait_for_events(epfd, events, most, NULL, mask);
+		return wait_masked(epfd, events, most, NULL, mask);
 	if (!readable(timeout)) {
 		errno = EFAULT;
 		return -1;
@@ -110,5 +141,5 @@ int epoll_pwait2(int epfd, struct epoll_event *events, int most, const struct ti
 		return -1;
 	}
 	span = from_timespec(*timeout);
-	return wait_for_events(epfd, events, most, &span, mask);
+	return wait_masked(epfd, events, most, &span, mask);
 }

@@ -34,6 +34,7 @@ struct shim {
 	const struct ts_clock_area *clocks;
 	struct ts_task_area *task;
 	const struct ts_cpu_area *cpu;
+	const struct ts_signal_area *signals;
 	clock_gettime_fn *kernel_clock; /* 0 or -errno, as the vDSO returns it */
 	/* where a pthread_cond_t says that it is on CLOCK_MONOTONIC: a 32-bit word, and its bit */
 	size_t cond_word;
@@ -82,6 +83,12 @@ clock_gettime_fn cpu_clock;
 /* cpu.c: adds to the times of the calling process and its children what they used elsewhere. */
 struct tms;
 void cpu_add_times(struct tms *times);
+
+/*
+ * interrupted.c: had the calling thread a signal to handle when a generation after the one seen
+ * began?  Then an EINTR since is a handler's.
+ */
+bool signalled_since(uint64_t seen);
 
 /* A system call of up to six arguments, past libc and past our own syscall(): the result or -errno.
  */

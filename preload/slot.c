@@ -95,6 +95,7 @@ const struct timespec *wait_begin(struct wait *wait, clockid_t id, const struct 
 	wait->slot = NULL;
 	wait->id = id;
 	wait->index = clock_index(id);
+	wait->seen = generation();
 	if (wait->index < 0 || !abstime || !valid(abstime)) {
 		wait->index = -1;
 		return abstime;
@@ -114,22 +115,21 @@ const struct timespec *wait_begin(struct wait *wait, clockid_t id, const struct 
 
 bool wait_again(struct wait *wait, int err)
 {
-	if (wait->index < 0)
-		return false;
-
 	switch (err) {
 	case EINTR:
-		if (generation() == wait->seen)
+		if (generation() == wait->seen || signalled_since(wait->seen))
 			return false;
+		wait->seen = generation();
 		break;
 	case ETIMEDOUT:
-		if (!ts_before(read_clock(wait->id), wait->deadline))
+		if (wait->index < 0 || !ts_before(read_clock(wait->id), wait->deadline))
 			return false;
 		break;
 	default:
 		return false;
 	}
-	set_kernel_deadline(wait);
+	if (wait->index >= 0)
+		set_kernel_deadline(wait);
 	return true;
 }
 

@@ -46,7 +46,7 @@ static bool transfer_again(struct transfer *transfer, int fd, int option)
 	struct timespec left;
 	int count;
 
-	if (errno != EINTR || now == transfer->seen)
+	if (errno != EINTR || now == transfer->seen || signalled_since(transfer->seen))
 		return false;
 	transfer->seen = now;
 	if (getsockopt(fd, SOL_SOCKET, option, &timeout, &length) ||

@@ -44,6 +44,19 @@ void ts_publish(struct ts_clock_area *area, const struct ts_epoch *epoch);
  */
 size_t ts_correct_slots(struct ts_slot *slot, size_t count, const struct ts_epoch *epoch);
 
+/*
+ * Notes, for the generation that is about to begin, the threads of a frozen process that will then
+ * handle a signal, and holds those that could take another one's instead.  Returns what
+ * ts_release() is to be given a moment after the thaw, added to held.
+ */
+struct ts_held;
+struct ts_held *ts_find_signalled(struct ts_signal_area *area, uint64_t generation, int pid,
+				  struct ts_held *held);
+void ts_release(struct ts_held *held);
+
+/* Notes a thread of which another host's page says so. */
+void ts_note_signalled(struct ts_signal_area *area, uint32_t thread, uint64_t generation);
+
 /* One leaf of CPUID into reg[4] (eax, ebx, ecx, edx); 0 if the CPU does not have it. */
 int ts_cpuid(uint32_t leaf, uint32_t *reg);
 

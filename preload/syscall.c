@@ -3,27 +3,41 @@
  * syscall.c - the function syscall(), by which some runtimes reach clocks and futexes.
  *
  * Rust's standard library and libstdc++'s futures wait on futexes this way, with absolute
- * deadlines on CLOCK_MONOTONIC that they got from clock_gettime().  The calls that carry a time
- * of a shifted clock are converted here as their libc namesakes are; all others go through.
+ * deadlines on CLOCK_MONOTONIC that they got from clock_gettime().  Here futexes are treated as the
+ * waits of wait.c are, and calls that the shim treats under a name of libc's as by that name; all
+ * others go through.
  *
- * Unlike those, syscall() is no cancellation point, so no cleanup handler is needed.
+ * Unlike those names, syscall() is no cancellation point.
  */
 #include <errno.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <stdarg.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/sem.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/timerfd.h>
+#include <sys/times.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include "interrupted.h"
 #include "slot.h"
-#include "timespec.h"
 
 #ifndef FUTEX_LOCK_PI2 /* Linux 5.14 */
 #define FUTEX_LOCK_PI2 13
 #endif
+#ifndef SYS_epoll_pwait2 /* Linux 5.11 */
+#define SYS_epoll_pwait2 441
+#endif
 #ifndef SYS_futex_waitv /* Linux 5.16 */
 #define SYS_futex_waitv 449
 #endif
+
+#define SIGSET_BYTES 8 /* the kernel's, which refuses any other size */
 
 static long result(long ret)
 {
@@ -33,20 +47,15 @@ static long result(long ret)
 	return -1;
 }
 
-/* The argument of a futex operation that is an absolute deadline on a shifted clock, or NULL. */
-static const struct timespec *futex_deadline(const long *arg)
+static bool has_deadline(const long *futex)
 {
-	long operation = arg[1] & FUTEX_CMD_MASK;
-
-	if (arg[1] & FUTEX_CLOCK_REALTIME)
-		return NULL;
-	switch (operation) {
+	switch (futex[1] & FUTEX_CMD_MASK) {
 	case FUTEX_WAIT_BITSET:
 	case FUTEX_LOCK_PI2:
 	case FUTEX_WAIT_REQUEUE_PI:
-		return (const struct timespec *)arg[3];
+		return futex[3];
 	default:
-		return NULL;
+		return false;
 	}
 }
 
@@ -82,6 +91,38 @@ static long futex_wait(long *arg)
 	return until(SYS_futex, as_bitset, 3, CLOCK_MONOTONIC);
 }
 
+static long signal_wait(long *arg)
+{
+	const struct timespec *timeout = (const struct timespec *)arg[2];
+	struct interruptible call = call_begin(timeout != NULL);
+	long ret;
+
+	do {
+		arg[2] = (long)call_left(&call, timeout);
+		ret = result(kernel_call(SYS_rt_sigtimedwait, arg));
+	} while (ret < 0 && call_again(&call));
+	return ret;
+}
+
+typedef long function_of_six(long, long, long, long, long, long);
+
+/* Calls a function of the shim's that takes the same arguments and returns an int or as few bits.
+ */
+static int uncancelled(void *function, const long *arg)
+{
+	int state, ret;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+	ret = (int)((function_of_six *)function)(arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
+	pthread_setcancelstate(state, NULL);
+	return ret;
+}
+
+/* What is read and written in one call is less than 2^31 bytes (read(2)). */
+#define NAMESAKE(name)                                                                             \
+	case SYS_##name:                                                                           \
+		return uncancelled((void *)name, arg)
+
 long syscall(long number, ...)
 {
 	long arg[6];
@@ -96,23 +137,60 @@ long syscall(long number, ...)
 	switch (number) {
 	case SYS_clock_gettime:
 		return clock_gettime((clockid_t)arg[0], (struct timespec *)arg[1]);
+	case SYS_getrusage:
+		return getrusage((__rusage_who_t)arg[0], (struct rusage *)arg[1]);
+	case SYS_sysinfo:
+		return sysinfo((struct sysinfo *)arg[0]);
+	case SYS_times:
+		return times((struct tms *)arg[0]);
+
 	case SYS_clock_nanosleep:
-		if (arg[1] & TIMER_ABSTIME)
-			return until(number, arg, 2, (clockid_t)arg[0]);
-		break;
+		return result(-uncancelled((void *)clock_nanosleep, arg));
 	case SYS_futex:
 		if ((arg[1] & FUTEX_CMD_MASK) == FUTEX_WAIT)
 			return futex_wait(arg);
-		if (futex_deadline(arg))
-			return until(number, arg, 3, CLOCK_MONOTONIC);
+		if (has_deadline(arg))
+			return until(number, arg, 3,
+				     arg[1] & FUTEX_CLOCK_REALTIME ? CLOCK_REALTIME
+								   : CLOCK_MONOTONIC);
 		break;
 	case SYS_futex_waitv:
 		if (arg[3])
 			return until(number, arg, 3, (clockid_t)arg[4]);
 		break;
+	case SYS_rt_sigtimedwait:
+		return signal_wait(arg);
 	case SYS_timerfd_settime:
 		return timerfd_settime((int)arg[0], (int)arg[1], (const struct itimerspec *)arg[2],
 				       (struct itimerspec *)arg[3]);
+	case SYS_epoll_pwait:
+	case SYS_epoll_pwait2:
+		if (arg[4] && arg[5] != SIGSET_BYTES)
+			break;
+		return uncancelled(number == SYS_epoll_pwait ? (void *)epoll_pwait
+							     : (void *)epoll_pwait2,
+				   arg);
+
+		NAMESAKE(accept);
+		NAMESAKE(accept4);
+		NAMESAKE(epoll_wait);
+		NAMESAKE(execve);
+		NAMESAKE(execveat);
+		NAMESAKE(nanosleep);
+		NAMESAKE(poll);
+		NAMESAKE(read);
+		NAMESAKE(readv);
+		NAMESAKE(recvfrom);
+		NAMESAKE(recvmmsg);
+		NAMESAKE(recvmsg);
+		NAMESAKE(semop);
+		NAMESAKE(semtimedop);
+		NAMESAKE(sendmmsg);
+		NAMESAKE(sendmsg);
+		NAMESAKE(sendto);
+		NAMESAKE(setsockopt);
+		NAMESAKE(write);
+		NAMESAKE(writev);
 	}
 	return result(kernel_call(number, arg));
 }

@@ -24,13 +24,16 @@ class Export:
     timers: list[Timer]
     threads: list[Thread]
     """The CPU time of every thread: the virtual one, that of earlier hosts included."""
+    signalled: dict[int, int]
+    """Thread id -> generation at whose beginning it had a signal to handle."""
     freeze_ns: int
     """The last instruction ran at most this many nanoseconds before `virtual` was read."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON types."""
         return asdict(self) | {
-            "task_area": {str(at): data.hex() for at, data in self.task_area.items()}
+            "task_area": {str(at): data.hex() for at, data in self.task_area.items()},
+            "signalled": {str(thread): at for thread, at in self.signalled.items()},
         }
 
     @classmethod
@@ -45,5 +48,12 @@ class Export:
             )
             for thread in record["threads"]
         ]
-        parsed = {"virtual": clocks, "task_area": area, "timers": timers, "threads": threads}
+        signalled = {int(thread): int(at) for thread, at in record["signalled"].items()}
+        parsed = {
+            "virtual": clocks,
+            "task_area": area,
+            "timers": timers,
+            "threads": threads,
+            "signalled": signalled,
+        }
         return cls(**record | parsed)

@@ -32,6 +32,7 @@ class Page:
         self._clocks: Any = ffi.cast("struct ts_clock_area *", self._bytes)
         self._task: Any = ffi.cast("struct ts_task_area *", self._bytes + lib.TS_TASK_AREA)
         self._cpu: Any = ffi.cast("struct ts_cpu_area *", self._bytes + lib.TS_CPU_AREA)
+        self._signals: Any = ffi.cast("struct ts_signal_area *", self._bytes + lib.TS_SIGNAL_AREA)
 
     @classmethod
     def create(cls, path: Path, task: str, tsc_hz: int) -> Self:
@@ -103,7 +104,7 @@ class Page:
 
     def close(self) -> None:
         """Unmap the page. Pointers into it must not be used any more."""
-        del self._clocks, self._task, self._cpu
+        del self._clocks, self._task, self._cpu, self._signals
         ffi.release(self._bytes)
         self._map.close()
         os.close(self._fd)
@@ -235,6 +236,30 @@ class Page:
                 )
             place = (place + 1) % lib.TS_CPU_ENTRIES
         return None
+
+    def find_signalled(self, pids: Iterable[int]) -> Any:
+        """Note which threads of these frozen processes will handle a signal in the next epoch.
+
+        Args:
+            pids: as we number them; we are in their pid namespace.
+
+        Returns:
+            What `lib.ts_release` must be given a moment after the thaw.
+        """
+        held = ffi.NULL
+        for pid in pids:
+            held = lib.ts_find_signalled(self._signals, self.generation + 1, pid, held)
+        return held
+
+    def signalled(self) -> dict[int, int]:
+        """Return which threads had a signal to handle when which generation began."""
+        entries = ffi.unpack(self._signals.entry, lib.TS_SIGNALLED)
+        return {entry.thread: entry.generation for entry in entries if entry.thread}
+
+    def restore_signalled(self, threads: dict[int, int]) -> None:
+        """Note what `signalled` returned on another host."""
+        for thread, generation in threads.items():
+            lib.ts_note_signalled(self._signals, thread, generation)
 
     def task_area(self) -> dict[int, bytes]:
         """Return what the task ever wrote to the page: file offset -> bytes.

@@ -351,6 +351,7 @@ class Supervisor:
             task_area=self.page.task_area(),
             timers=timers.find(self.task.cgroup.pids(), self.page.epoch, frame),
             threads=self._cpu_time(),
+            signalled=self.page.signalled(),
             freeze_ns=stopped.monotonic - asked,
         )
         return {
@@ -389,8 +390,11 @@ class Supervisor:
             # Not exported yet; or a CRIU that was killed in the middle let it run already, so that
             # no time stood still. A new epoch all the same, for it says to those in a wait what
             # interrupted them.
+            pids = self.task.cgroup.pids() if self.task.cgroup.freezing else []
+            held = self.page.find_signalled(pids)
             self.page.publish(ffi.addressof(self.page.epoch))
             self.task.cgroup.thaw()
+            lib.ts_release(held)
             self.state = "running"
             return {}
         return self._run(self.export, self.page.epoch.tsc_ratio, moved=False)
@@ -423,6 +427,7 @@ class Supervisor:
         self.root = root
         self.page.inherit(received.generation, received.migrations, received.blackout_ns)
         self.page.restore_task_area(received.task_area)
+        self.page.restore_signalled(received.signalled)
         self._carry_cpu_time(received.threads)
         LAST_PID.write_text(str(last_pid))
         return self._run(received, tsc_ratio, moved=True)
@@ -434,6 +439,7 @@ class Supervisor:
         set_timers = timers.prepare(export.timers, frame)
         if moved:
             note_arrival(self.task)  # when nothing is left that could fail
+        held = self.page.find_signalled(self.task.cgroup.pids())
         with undisturbed():
             # Twice, for the first time is slow: cold caches would add 60 us to the jump.
             for _ in range(2):
@@ -448,6 +454,7 @@ class Supervisor:
             set_timers(epoch, export.virtual)
             thaw()
             after = time.monotonic_ns()
+        lib.ts_release(held)
         self.state = "running"
         self.export = None
         return {

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT
+/*
+ * pending.c - which threads of a frozen process have a signal to handle when it is thawed.
+ *
+ * For the kernel says EINTR in some waits whenever a thread is frozen, and the shim must know
+ * whether a handler ran as well.  A signal for one thread is that thread's.  One for the process
+ * the kernel meant for the first thread that does not block it (complete_signal() in
+ * kernel/signal.c), and natively only that one would have woken up.  But frozen threads wait inside
+ * get_signal(), and the first that runs on takes whatever it does not block.  So the others that
+ * could are held with ptrace(2) until it has been taken, a moment after the thaw.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "supervise.h"
+
+enum { NS_PER_MS = 1000000, PAUSE_NS = 20000, PATIENCE_MS = 100 };
+
+struct thread {
+	int id; /* as we number it */
+	uint32_t inner; /* as it does itself */
+	char state; /* proc_pid_status(5) */
+	uint64_t own, shared; /* pending for it alone, and for any thread of its process */
+	uint64_t blocked, caught;
+	uint64_t taken; /* of shared, what is meant for it */
+};
+
+struct ts_held {
+	struct ts_held *next;
+	int pid;
+	uint64_t signals; /* that another thread must have taken before these run */
+	size_t count;
+	int thread[];
+};
+
+static const char *field(const char *status, const char *name)
+{
+	const char *at = strstr(status, name);
+
+	return at ? at + strlen(name) : "";
+}
+
+static bool look_at(struct thread *thread, int pid, int id)
+{
+	char path[64], status[4096];
+	const char *ids;
+	ssize_t size;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/status", pid, id);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	size = fd < 0 ? -1 : read(fd, status, sizeof(status) - 1);
+	if (fd >= 0)
+		close(fd);
+	if (size <= 0)
+		return false;
+	status[size] = '\0';
+
+	*thread = (struct thread){
+		.id = id,
+		.state = *field(status, "\nState:\t"),
+		.own = strtoull(field(status, "\nSigPnd:\t"), NULL, 16),
+		.shared = strtoull(field(status, "\nShdPnd:\t"), NULL, 16),
+		.blocked = strtoull(field(status, "\nSigBlk:\t"), NULL, 16),
+		.caught = strtoull(field(status, "\nSigCgt:\t"), NULL, 16),
+	};
+	/* one number for each pid namespace, from ours to the thread's */
+	ids = field(status, "\nNSpid:");
+	while (*ids == '\t')
+		thread->inner = (uint32_t)strtoul(ids + 1, (char **)&ids, 10);
+	return true;
+}
+
+/* All threads of a process, the first one first; NULL if it is gone. */
+static struct thread *look_at_all(int pid, size_t *count)
+{
+	struct thread *threads = NULL, *more;
+	struct dirent *entry;
+	size_t room = 0;
+	char path[32];
+	DIR *directory;
+
+	*count = 0;
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	directory = opendir(path);
+	while (directory && (entry = readdir(directory))) {
+		if (*count == room) {
+			more = realloc(threads, (room = 2 * room + 16) * sizeof(*threads));
+			if (!more)
+				break;
+			threads = more;
+		}
+		if (entry->d_name[0] != '.' && look_at(&threads[*count], pid, atoi(entry->d_name)))
+			++*count;
+	}
+	if (directory)
+		closedir(directory);
+	return threads;
+}
+
+/* Into its own place, else into a free one, else over the entry that has been there longest. */
+void ts_note_signalled(struct ts_signal_area *area, uint32_t thread, uint64_t generation)
+{
+	struct ts_signalled *best = NULL;
+
+	for (uint32_t i = 0; i < TS_SIGNALLED_NEAR; i++) {
+		struct ts_signalled *entry = &area->entry[(thread + i) % TS_SIGNALLED];
+
+		if (entry->thread == thread) {
+			best = entry;
+			break;
+		}
+		if (!best ||
+		    (best->thread && (!entry->thread || entry->generation < best->generation)))
+			best = entry;
+	}
+	best->thread = thread;
+	best->generation = generation;
+}
+
+static void doze(void)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = PAUSE_NS }, NULL);
+}
+
+/* A frozen thread in any other state than S is out of a signal's reach: stopped, or in vfork(2). */
+static bool hold(const struct thread *thread)
+{
+	if (thread->state != 'S' || ptrace(PTRACE_SEIZE, thread->id, NULL, NULL))
+		return false; /* somebody debugs it, or we may not */
+	ptrace(PTRACE_INTERRUPT, thread->id, NULL, NULL);
+	return true;
+}
+
+static void await_held(int thread)
+{
+	for (int pause = 0; pause < PATIENCE_MS * NS_PER_MS / PAUSE_NS; pause++) {
+		if (waitpid(thread, NULL, __WALL | WNOHANG))
+			return;
+		doze();
+	}
+}
+
+/* Those that fail with -ERESTARTNOHAND, and have written back what is left of their time. */
+static bool ends_with_any_handler(const struct user_regs_struct *regs)
+{
+	switch (regs->rax) {
+	case SYS_clock_nanosleep:
+		return regs->rsi & TIMER_ABSTIME;
+	case SYS_msgrcv:
+	case SYS_msgsnd:
+	case SYS_pause:
+	case SYS_ppoll:
+	case SYS_pselect6:
+	case SYS_rt_sigsuspend:
+	case SYS_select:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/*
+ * A call that a handler ends, whatever its flags, the kernel executes again if there is none.  CRIU
+ * does so even if one is about to run (compel's get_task_regs()): it comes before the call
+ * then, which nothing ends.  So let the call have failed.
+ */
+static void end_call(const struct thread *thread)
+{
+	struct user_regs_struct regs;
+	long code;
+
+	if (!hold(thread))
+		return;
+	await_held(thread->id);
+	if (!ptrace(PTRACE_GETREGS, thread->id, NULL, &regs) && ends_with_any_handler(&regs)) {
+		errno = 0;
+		code = ptrace(PTRACE_PEEKTEXT, thread->id, regs.rip, NULL);
+		if (!errno && (code & 0xffff) == 0x050f) { /* syscall */
+			regs.rip += 2;
+			regs.rax = -EINTR;
+			ptrace(PTRACE_SETREGS, thread->id, NULL, &regs);
+		}
+	}
+	ptrace(PTRACE_DETACH, thread->id, NULL, NULL);
+}
+
+static struct ts_held *hold_others(int pid, const struct thread *threads, size_t count,
+				   uint64_t shared, struct ts_held *next)
+{
+	struct ts_held *held = malloc(sizeof(*held) + count * sizeof(held->thread[0]));
+
+	if (!held)
+		return next;
+	*held = (struct ts_held){ .next = next, .pid = pid, .signals = shared };
+	for (const struct thread *thread = threads; thread < threads + count; thread++)
+		if (!thread->taken && shared & ~thread->blocked && hold(thread))
+			held->thread[held->count++] = thread->id;
+	for (size_t i = 0; i < held->count; i++)
+		await_held(held->thread[i]);
+	return held;
+}
+
+struct ts_held *ts_find_signalled(struct ts_signal_area *area, uint64_t generation, int pid,
+				  struct ts_held *held)
+{
+	uint64_t shared = 0;
+	struct thread first, *threads;
+	size_t count;
+
+	if (!look_at(&first, pid, pid) || !first.caught)
+		return held;
+	threads = look_at_all(pid, &count);
+	for (size_t i = 0; i < count; i++) {
+		threads[i].taken = first.shared & first.caught & ~threads[i].blocked & ~shared;
+		shared |= threads[i].taken;
+		if (!threads[i].taken && !(threads[i].own & first.caught & ~threads[i].blocked))
+			continue;
+		ts_note_signalled(area, threads[i].inner, generation);
+		end_call(&threads[i]);
+	}
+	if (shared)
+		held = hold_others(pid, threads, count, shared, held);
+	free(threads);
+	return held;
+}
+
+void ts_release(struct ts_held *held)
+{
+	while (held) {
+		struct ts_held *next = held->next;
+		struct thread first;
+
+		for (int pause = 0; held->count && pause < PATIENCE_MS * NS_PER_MS / PAUSE_NS;
+		     pause++) {
+			if (!look_at(&first, held->pid, held->pid) || first.state == 'T' ||
+			    !(first.shared & held->signals))
+				break;
+			doze();
+		}
+		for (size_t i = 0; i < held->count; i++)
+			ptrace(PTRACE_DETACH, held->thread[i], NULL, NULL);
+		free(held);
+		held = next;
+	}
+}

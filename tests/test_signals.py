@@ -1,0 +1,165 @@
+"""Signals that arrive while a task is frozen: who handles them, and whose wait they interrupt.
+
+A wait must end with EINTR if a handler ran in its thread, and for nothing else. The kernel says
+EINTR in most of these whenever a thread is frozen, so it takes the supervisor's look at what is
+pending to tell.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from test_failures import breaking
+from test_relative import results
+
+from harness.migrate import Options, Progress, migrate
+from timeshim.control import Control
+from timeshim.tasks import find
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Program, Timeshim
+
+    from timeshim.tasks import Task
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
+
+WAIT_MS = 2500
+TGKILL = 234  # asm/unistd_64.h
+NAME = f"signalled-{os.getpid()}"
+WAITS = 23  # threads of signalled.c
+MAIN = -1
+
+
+def threads_of(task: Task) -> list[int]:
+    """Return the program's threads, the main one first, once all of them are asleep."""
+    pid = task.pids()[1]
+    deadline = time.monotonic() + 10
+    quiet = 0
+    while quiet < 5:
+        states = [
+            path.read_text().rpartition(")")[2].split()[0]
+            for path in Path(f"/proc/{pid}/task").glob("*/stat")
+        ]
+        quiet = quiet + 1 if len(states) > 1 and set(states) == {"S"} else 0
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return sorted(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())
+
+
+def signal_every_second(threads: list[int], first: int = 0) -> None:
+    for thread in threads[1 + first :: 2]:
+        assert ctypes.CDLL(None).syscall(TGKILL, threads[0], thread, signal.SIGUSR1) == 0
+
+
+def signal_the_process(threads: list[int]) -> None:
+    os.kill(threads[0], signal.SIGUSR1)
+
+
+def fail_to_move(_: Timeshim, task: Task, send: Callable[[], None]) -> None:
+    with Control(task.control) as control:
+        control("freeze")
+        send()
+        time.sleep(0.1)
+        control("resume")
+
+
+def fail_after_the_restore(timeshim: Timeshim, task: Task, send: Callable[[], None]) -> None:
+    """Let CRIU dump it too, which interrupts more waits than a freeze alone."""
+
+    class Sender(Progress):
+        def phase(self, name: str) -> None:
+            if name == "dump":
+                send()
+
+    carrier = shlex.split(breaking("receiver killed with everything restored"))
+    with pytest.raises(Exception, match="receiver"):
+        migrate(task, carrier, Options(), Sender())
+    assert timeshim.output("ps", "--json") != "[]"
+
+
+def move(_: Timeshim, task: Task, send: Callable[[], None]) -> None:
+    class Sender(Progress):
+        def phase(self, name: str) -> None:
+            if name == "dump":
+                send()
+
+    migrate(task, [], Options(), Sender())
+
+
+def run(
+    timeshim: Timeshim,
+    program: Program,
+    how: str,
+    signal_them: Callable[[list[int]], None],
+    journey: Callable[[Timeshim, Task, Callable[[], None]], None],
+) -> list[dict[str, Any]]:
+    """Return what each thread says, the main one last."""
+    command = [str(program("signalled")), str(WAIT_MS), *([how] if how else [])]
+    timeshim.output("run", "--detach", "--name", NAME, "--", *command)
+    task = find(NAME)
+    threads = threads_of(task)
+    journey(timeshim, task, lambda: signal_them(threads))
+    return results(timeshim, NAME)
+
+
+def wrong(waits: list[dict[str, Any]], handlers: set[int]) -> list[str]:
+    """Say what is wrong if a handler is to run in these threads and no others."""
+    handlers = {index % len(waits) for index in handlers}
+    found = []
+    for index, wait in enumerate(waits):
+        times = int(index in handlers)
+        expected = "EINTR" if times and wait["wait"] != "main" else wait["expected"]
+        if (wait["returned"], wait["handled"]) != (expected, times):
+            found.append(f"{wait['wait']}: {wait['returned']}, handled {wait['handled']} times")
+    return found
+
+
+journeys = pytest.mark.parametrize(
+    "journey", [fail_to_move, fail_after_the_restore, move], ids=["frozen", "failed", "moved"]
+)
+
+
+@journeys
+@pytest.mark.parametrize("first", [0, 1])
+def test_for_threads(timeshim: Timeshim, program: Program, journey: Any, first: int) -> None:
+    signal_them = functools.partial(signal_every_second, first=first)
+    waits = run(timeshim, program, "", signal_them, journey)
+    assert len(waits) == WAITS + 1
+    assert wrong(waits, set(range(first, WAITS, 2))) == []
+
+
+@journeys
+def test_for_the_process(timeshim: Timeshim, program: Program, journey: Any) -> None:
+    """The main thread's, as Linux has it, although all of them could take it when they run on."""
+    assert wrong(run(timeshim, program, "", signal_the_process, journey), {MAIN}) == []
+
+
+@journeys
+def test_for_the_process_when_its_main_thread_blocks(
+    timeshim: Timeshim, program: Program, journey: Any
+) -> None:
+    assert wrong(run(timeshim, program, "main-blocks", signal_the_process, journey), {0}) == []
+
+
+@pytest.mark.parametrize("how", ["block", "ignore"])
+@pytest.mark.parametrize("signal_them", [signal_every_second, signal_the_process])
+def test_that_nobody_handles(
+    timeshim: Timeshim, program: Program, how: str, signal_them: Any
+) -> None:
+    assert wrong(run(timeshim, program, how, signal_them, move), set()) == []
+
+
+def test_an_event_wakes_one_of_those_who_wait_for_it(timeshim: Timeshim, program: Program) -> None:
+    threads, events = 8, 100
+    slept = int(timeshim.output("run", "--", program("herd"), str(threads), str(events)))
+    assert events <= slept < 2 * events
