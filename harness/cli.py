@@ -64,7 +64,7 @@ class Display(Progress):
 @click.option(
     "--no-time-namespace",
     is_flag=True,
-    help="Restore into the host's own time namespace; the page alone carries the clocks.",
+    help="Restore into the host's own time namespace; the shim alone carries the clocks.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.argument("task")
@@ -102,13 +102,23 @@ def tell(summary: Summary) -> None:
         f"blackout {summary.blackout_ns / 1e6:.1f} ms, {summary.bytes / 1e6:.1f} MB sent, "
         f"{summary.waits} waits in progress corrected"
     )
-    click.echo(
-        f"continuity: every clock within {summary.continuity_ns / 1e3:.0f} us "
-        f"(freeze {summary.freeze_ns / 1e3:.0f}, resume {summary.resume_ns / 1e3:.0f}); at resume"
-    )
+    if summary.clocks == "shim":
+        click.echo(
+            f"continuity: every clock within {summary.continuity_ns / 1e3:.0f} us "
+            f"(freeze {summary.freeze_ns / 1e3:.0f}, resume {summary.resume_ns / 1e3:.0f}); at resume"
+        )
+    elif summary.clocks == "kernel":
+        click.echo(
+            f"continuity: BOOTTIME within {summary.continuity_ns / 1e3:.0f} us, MONOTONIC "
+            f"{summary.advance_ns / 1e6:.1f} ms ahead, which the restore took; at resume"
+        )
+    else:
+        click.echo("continuity: none, the clocks are the host's")
+        return
     for name in ("monotonic", "raw", "coarse", "boottime"):
         click.echo(f"  {name:10} {summary.virtual[name] / 1e9:18.6f} s")
-    click.echo(f"  {'tsc':10} {summary.virtual['tsc']:18}")
+    if summary.clocks == "shim":
+        click.echo(f"  {'tsc':10} {summary.virtual['tsc']:18}")
 
 
 @main.command(hidden=True)

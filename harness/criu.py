@@ -2,7 +2,7 @@
 
 pycriu brings the messages (criu/images/rpc.proto). Its own client reads one reply and no more,
 so the loop that acknowledges notifications is here. CRIU runs as ``criu swrk`` (one request on
-an inherited socket) inside the task's capsule, so that pids and paths are the task's own.
+an inherited socket) inside the task's capsule, so that pids, paths and clocks are the task's own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from timeshim import timens
 from timeshim.errors import Error
 
 if TYPE_CHECKING:
@@ -159,10 +160,12 @@ class Criu:
         """Have a fresh CRIU in a capsule carry out one request."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(RPC_SECONDS)
-        command = ["nsenter", f"--target={capsule}", "--pid", "--mount", "--", self.command]
+        enter = ["nsenter", f"--target={capsule}", "--pid", "--mount"]
+        if timens.supported():  # not the init's own: it stays outside
+            enter.append(f"--time=/proc/{capsule}/ns/time_for_children")
         with ours, theirs:
             process = subprocess.Popen(
-                [*command, "swrk", str(theirs.fileno())],
+                [*enter, "--", self.command, "swrk", str(theirs.fileno())],
                 pass_fds=[theirs.fileno(), *fds],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,

@@ -37,7 +37,7 @@ class Options:
     scale_tsc: bool = False
     """Accept a destination with another TSC frequency."""
     time_namespace: bool = True
-    """Let CRIU restore into a time namespace of the task's own, where it can."""
+    """Restore into a time namespace of the task's own, where the destination can make one."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Summary:
     """What a migration came to. Times in nanoseconds."""
 
     task: str
+    clocks: str
     destination: str
     blackout_ns: int
     """By the real-time clocks of both hosts."""
@@ -55,6 +56,8 @@ class Summary:
     """The clocks were read at most this long after the last instruction here."""
     resume_ns: int
     """And again at most this long before the first one there."""
+    advance_ns: int
+    """By how much MONOTONIC went on all the same: none, but for the kernel's clocks."""
     virtual: dict[str, int]
     """The virtual clocks at resume."""
 
@@ -121,12 +124,14 @@ def migrate(
     export = Export.from_json(frozen["export"])
     return Summary(
         task=task.name,
+        clocks=task.clocks,
         destination=carrier.peer,
         blackout_ns=running["blackout_ns"],
         bytes=size,
         waits=running["waits"],
         freeze_ns=export.freeze_ns,
         resume_ns=running["resume_ns"],
+        advance_ns=running["advance_ns"],
         virtual=running["virtual"],
     )
 
@@ -140,6 +145,8 @@ def agree(task: Task, carrier: Carrier, criu: Criu, options: Options) -> int:
     Raises:
         Error: it cannot.
     """
+    if task.clocks == "kernel" and not options.time_namespace:
+        raise Error(f"{task.name} has no clocks but the kernel's: it needs a time namespace there")
     here = tsc.measure_once(runtime_dir() / "tsc.json")
     with task.page() as page:
         hz = page.tsc_hz
@@ -158,7 +165,7 @@ def agree(task: Task, carrier: Carrier, criu: Criu, options: Options) -> int:
     accepted = carrier.expect("accept")
     there = tsc.Frequency(**accepted["tsc"])
     own = tsc.Frequency(hz, here.uncertainty_hz, here.source)
-    if task.clocks == "none" or own.matches(there):
+    if task.clocks != "shim" or own.matches(there):
         return TSC_RATIO_ONE
     if not options.scale_tsc:
         raise Error(

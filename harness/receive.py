@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.criu import Criu, leave_time_namespace
 from harness.migrate import make_image_room
-from timeshim import tsc
+from timeshim import timens, tsc
 from timeshim.control import Control
 from timeshim.errors import Error
+from timeshim.export import Export
 from timeshim.launch import start_supervisor
 from timeshim.supervisor import tree
 from timeshim.tasks import PARTS, Task, all_tasks, has_arrived, runtime_dir, unused_name
@@ -69,9 +70,12 @@ def receive_task(wire: Wire, offer: dict[str, Any]) -> None:
         export = wire.expect("export")
         frozen = export["frozen"]
         receive_files(wire, task, images)
-        if not offer["time_namespace"] or not Path("/proc/self/ns/time").exists():
+        # without ours it is a contrast: plain CRIU, and the time namespace that it makes
+        namespace = offer["time_namespace"] and timens.supported()
+        ours = namespace and task.clocks != "none"
+        if ours or not namespace:
             leave_time_namespace(images)
-        with arrive(task, criu, frozen, images) as control:
+        with arrive(task, criu, frozen, images, time_namespace=ours) as control:
             wire.send("restored")
             wire.expect("go")
             running = control(
@@ -97,6 +101,8 @@ def check(offer: dict[str, Any]) -> Criu:
     """
     if os.geteuid():
         raise Error("a task can only be restored by root")
+    if offer["clocks"] == "kernel" and not timens.supported():
+        raise Error("the task has no clocks but the kernel's, and this one has no time namespaces")
     criu = Criu.find()
     if criu.version != offer["criu"]:
         raise Error(
@@ -137,15 +143,21 @@ def receive_files(wire: Wire, task: Task, images: Path) -> None:
 
 
 @contextlib.contextmanager
-def arrive(task: Task, criu: Criu, frozen: dict[str, Any], images: Path) -> Any:
+def arrive(
+    task: Task, criu: Criu, frozen: dict[str, Any], images: Path, *, time_namespace: bool
+) -> Any:
     """Restore a task into a capsule of its own, frozen, and yield its supervisor.
 
+    With a time namespace, the kernel's clocks go on there as well, as far as they can.
     Leaving this without a commit ends the capsule, with all that is in it.
     """
     pipes = [(inode, os.pipe2(os.O_CLOEXEC)) for inode in frozen["pipes"]]
 
     def begin(supervisor: Supervisor) -> None:
         supervisor.reserve_pids()
+        if time_namespace:
+            export = Export.from_json(frozen["export"])
+            supervisor.go_on(export.virtual, export.lead_ns)
         for _, (_, writer) in pipes:
             os.close(writer)
 

@@ -39,6 +39,7 @@ need libc6-dev "the C library's headers" test -e /usr/include/stdio.h
 need util-linux "nsenter, unshare and setsid" command -v nsenter
 need iproute2 "shows the network between test hosts" command -v ip
 need redis-server "the server that the demo moves" command -v redis-server
+need musl-tools "builds a program for the tests that the shim does not reach" command -v musl-gcc
 need libfaketime "the peer that the shim is measured against" \
     compgen -G '/usr/lib*/*/faketime/libfaketime.so.1'
 need qemu-system-x86 "the virtual machines that tests move tasks between" \

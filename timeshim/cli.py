@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
-from dataclasses import asdict, replace
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from timeshim import launch, program, tsc
-from timeshim.clocks import NSEC, begin_epoch, frame_of, read_clocks
+from timeshim import launch, program, timens, tsc
+from timeshim.clocks import NSEC, frame_of, read_clocks
 from timeshim.control import Control
 from timeshim.errors import Error
-from timeshim.page import TSC_RATIO_ONE
 from timeshim.tasks import Task, all_tasks, find, output_of, runtime_dir
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -66,15 +65,26 @@ def main() -> None:
 )
 @click.option(
     "--clocks",
-    type=click.Choice(["shim", "none"]),
+    type=click.Choice(["shim", "kernel", "none"]),
     default="shim",
     show_default=True,
-    help="Whose clocks the program sees: the shim's, or (none) the kernel's.",
+    help="Whose clocks the program sees: the shim's; those of a time namespace of the kernel, for programs that no shim reaches; or (none) the host's.",
+)
+@click.option(
+    "--no-time-namespace",
+    is_flag=True,
+    help="With --monotonic: shift by the shim alone, so that the kernel's clocks stay the host's.",
 )
 @click.option("-d", "--detach", is_flag=True, help="Return once it runs; its output goes to a log.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    name: str | None, monotonic: int, clocks: str, command: tuple[str, ...], *, detach: bool
+    name: str | None,
+    monotonic: int,
+    clocks: str,
+    command: tuple[str, ...],
+    *,
+    no_time_namespace: bool,
+    detach: bool,
 ) -> None:
     """Launch COMMAND as a task, in the foreground.
 
@@ -83,43 +93,35 @@ def run(
     path = program.find(command[0])
     if clocks == "shim":
         program.check_reachable(path)
+    elif clocks == "kernel":
+        check_kernel(no_time_namespace=no_time_namespace)
     elif monotonic:
-        raise Error("--monotonic shifts the shim's clocks: it cannot be used with --clocks=none")
+        raise Error("--monotonic cannot be used with --clocks=none, which leaves clocks alone")
     frequency = tsc.measure_once(runtime_dir() / "tsc.json")
     task = Task.create(name, list(command), clocks, frequency.hz)
-    try:
-        if monotonic:
-            shift(task, monotonic)
-    except Error:
-        task.remove()
-        raise
-    report = launch.launch(task, detach=detach)
+    report = launch.launch(
+        task, detach=detach, shift=monotonic, time_namespace=not no_time_namespace
+    )
     if detach:
         click.echo(task.name)
     else:
         raise SystemExit(launch.follow(task, report))
 
 
-def shift(task: Task, ns: int) -> None:
-    """Shift the clocks of a task that has not begun to run.
+def check_kernel(*, no_time_namespace: bool) -> None:
+    """Check that a task can have the kernel's clocks to itself.
 
     Raises:
-        Error: a clock would be negative.
+        Error: it cannot.
     """
-    now = read_clocks()
-    if now.monotonic + ns < 0:
-        up = timedelta(seconds=now.monotonic // NSEC)
-        raise Error(f"the clocks would be negative: CLOCK_MONOTONIC on this host reads {up} only")
-    with task.page() as page:
-        shifted = replace(
-            now,
-            monotonic=now.monotonic + ns,
-            raw=now.raw + ns,
-            coarse=now.coarse + ns,
-            boottime=now.boottime + ns,
-            tsc=(now.tsc + ns * page.tsc_hz // NSEC) % 2**64,
+    if no_time_namespace:
+        raise Error("--clocks=kernel is a time namespace: --no-time-namespace leaves nothing of it")
+    if os.geteuid():
+        raise Error("--clocks=kernel takes root, which alone can make a time namespace")
+    if not timens.supported():
+        raise Error(
+            "--clocks=kernel takes a kernel with time namespaces (Linux 5.6, CONFIG_TIME_NS)"
         )
-        page.publish(begin_epoch(shifted, now, TSC_RATIO_ONE))
 
 
 @main.command()
@@ -134,14 +136,16 @@ def ps(*, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     table = Table(box=None, header_style="bold")
-    for title in ("NAME", "STATE", "PROCESSES", "SHIM", "MIGRATIONS", "COMMAND"):
+    for title in ("NAME", "STATE", "PROCESSES", "CLOCKS", "MIGRATIONS", "COMMAND"):
         table.add_column(title)
     for row in rows:
         table.add_row(
             row["name"],
             row["state"] + (f" for {shlex.join(row['destination'])}" if row["destination"] else ""),
             str(len(row["pids"])),
-            f"in {row['covered']} of {row['eligible']}" if row["clocks"] == "shim" else "none",
+            f"shim in {row['covered']} of {row['eligible']}"
+            if row["clocks"] == "shim"
+            else row["clocks"],
             str(row["migrations"]),
             shlex.join(row["argv"]),
         )

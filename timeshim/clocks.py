@@ -3,7 +3,7 @@
 Frames (docs/clocks.md): the *host* clock is what this process's kernel interface reports; the
 *kernel* clock is what the task's own does, its time namespace included; the *virtual* clock is
 what the application sees. Offsets of the page are always between the last two, so a time
-namespace that CRIU made for the task is never counted twice.
+namespace of the task's own is never counted twice.
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ class Offsets:
 
     @classmethod
     def of_process(cls, pid: int | str) -> Self:
-        """Read the offsets of a process's time namespace to the initial one.
+        """Read the offsets to the initial one of the time namespace of a process's children.
 
-        A kernel without time namespaces has no such file and only one frame.
+        That is its own as well, unless it has made one and stays outside. A kernel without time
+        namespaces has no such file and only one frame.
         """
         try:
             text = Path(f"/proc/{pid}/timens_offsets").read_text()
@@ -107,10 +108,19 @@ class Offsets:
         """Return the offsets of this namespace as seen from another one."""
         return Offsets(self.monotonic - other.monotonic, self.boottime - other.boottime)
 
+    def on_top_of(self, other: Offsets) -> Offsets:
+        """Return the offsets of this namespace, given as seen from another one, to its origin."""
+        return Offsets(self.monotonic + other.monotonic, self.boottime + other.boottime)
+
+
+# Looked up once and for all: a supervisor makes a time namespace for its task, and from then on
+# the file tells the offsets of that one.
+OURS = Offsets.of_process("self")
+
 
 def frame_of(pid: int | str) -> Offsets:
     """Return what to add to this process's clocks to get those that another one reads."""
-    return Offsets.of_process(pid).relative_to(Offsets.of_process("self"))
+    return Offsets.of_process(pid).relative_to(OURS)
 
 
 def read_clocks() -> Clocks:

@@ -15,6 +15,8 @@ class Export:
     """What the destination must know of a frozen task beyond what CRIU tells it."""
 
     virtual: Clocks
+    lead_ns: int
+    """What the MONOTONIC of the task's own time namespace, if it has one, was ahead of that."""
     tsc_hz: int
     """Virtual TSC frequency: the task's for life, in Hz."""
     generation: int

@@ -128,8 +128,7 @@ def _supervise(
             begin(supervisor)
             supervisor.serve()
         except Error as error:
-            supervisor.report(failed=str(error))
-            task.remove()
+            supervisor.report(failed=str(error))  # whoever started us removes what there is
     except BaseException as error:  # noqa: BLE001 - the last chance to say anything
         failed = {"failed": f"the supervisor failed: {error!r}"}
         os.write(writer, json.dumps(failed).encode() + b"\n")
@@ -137,14 +136,21 @@ def _supervise(
         os._exit(0)
 
 
-def launch(task: Task, *, detach: bool) -> Report:
-    """Launch a task's command. Without `detach`, what it prints goes to our own output.
+def launch(task: Task, *, detach: bool, shift: int = 0, time_namespace: bool = True) -> Report:
+    """Launch a task's command.
+
+    Args:
+        task: the task; its directory exists.
+        detach: what it prints goes to its log instead of our own output.
+        shift: nanoseconds by which to shift its clocks.
+        time_namespace: whether a time namespace may help with that.
 
     Returns:
         The supervisor's report, from after the confirmation that the shim attached.
 
     Raises:
-        Error: the shim did not attach, or the supervisor failed; nothing of the task is left.
+        Error: the shim did not attach, the clocks cannot be shifted so, or the supervisor failed;
+            nothing of the task is left.
     """
     if not detach:
         # The program runs before we can pass a signal on to it; until `follow`, it has to wait.
@@ -162,6 +168,8 @@ def launch(task: Task, *, detach: bool) -> Report:
         descriptors = {0: null} | {
             fd: writer for (_, writer), stream in zip(pipes, streams, strict=True) for fd in stream
         }
+        if shift:
+            supervisor.shift(shift, time_namespace=time_namespace and task.capsule)
         supervisor.launch(task.argv, descriptors)
         for fd in (null, *(writer for _, writer in pipes)):
             os.close(fd)

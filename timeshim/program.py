@@ -18,7 +18,7 @@ from elftools.elf.elffile import ELFFile
 from timeshim.errors import Error
 
 _SCRIPT_DEPTH = 4  # how often the kernel follows #! (fs/binfmt_script.c, bprm_execve)
-_HINT = "`--clocks=none` runs it with the kernel's clocks"
+_HINT = "`--clocks=kernel` has a time namespace carry its MONOTONIC and BOOTTIME, though neither its CPU time nor its relative waits; `--clocks=none` leaves it the host's clocks"
 
 
 def find(command: str) -> Path:

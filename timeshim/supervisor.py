@@ -20,21 +20,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import selectors
 import shlex
 import signal
 import socket
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from timeshim import clocks, cputime, timers
+from timeshim import clocks, cputime, timens, timers
 from timeshim._native import ffi, lib
-from timeshim.clocks import frame_of, read_clocks
+from timeshim.clocks import NSEC, Clocks, Offsets, frame_of, read_clocks
 from timeshim.errors import Error
 from timeshim.export import Export
+from timeshim.page import TSC_RATIO_ONE
 from timeshim.tasks import note_arrival
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 2, 4, 8, 32, 4096
 MS_REC, MS_SLAVE = 16384, 1 << 19
 
 ATTACH_SECONDS = 10.0
+FREEZES = 200  # of one task, until it is in no clock read; each takes some 0.5 ms
 LOG_BYTES = 16 << 20
 FORWARDED = (
     signal.SIGHUP,
@@ -147,6 +151,7 @@ class Supervisor:
         self.page = task.page()
         self.state = "arriving"
         self.root = 0
+        self.namespace = False  # a time namespace of the task's own, made by us
         self.exit_code: int | None = None
         self.export: Export | None = None
         self.lease: socket.socket | None = None
@@ -171,6 +176,61 @@ class Supervisor:
         """Take our own threads' and CRIU's pids from the far end: the task brings its own."""
         highest = int(Path("/proc/sys/kernel/pid_max").read_text())
         LAST_PID.write_text(str(highest - 2000))
+
+    def shift(self, ns: int, *, time_namespace: bool) -> None:
+        """Have the task, which has not begun to run, start with its clocks shifted.
+
+        Args:
+            ns: by how much.
+            time_namespace: whether the kernel's clocks are to be shifted too, where they can be.
+
+        Raises:
+            Error: a clock would be negative.
+        """
+        now = read_clocks()
+        if now.monotonic + ns < 0:
+            up = timedelta(seconds=now.monotonic // NSEC)
+            raise Error(
+                f"the clocks would be negative: CLOCK_MONOTONIC on this host reads {up} only"
+            )
+        frame = Offsets()
+        if time_namespace:
+            frame = self._shift_kernel(Offsets(ns, ns))
+        shifted = replace(
+            now.in_namespace(Offsets(ns, ns)),
+            tsc=(now.tsc + ns * self.page.tsc_hz // NSEC) % 2**64,
+        )
+        self.page.publish(clocks.begin_epoch(shifted, now.in_namespace(frame), TSC_RATIO_ONE))
+
+    def go_on(self, frozen: Clocks, lead: int) -> None:
+        """Have the kernel's clocks go on from those of a task that is about to be restored here.
+
+        BOOTTIME exactly; MONOTONIC goes on from now instead of from when the task runs.
+
+        Args:
+            frozen: the virtual clocks at freeze.
+            lead: what the kernel's MONOTONIC was ahead by then: it shall not go back.
+        """
+        now = read_clocks()
+        here = frozen.after_blackout(max(0, now.realtime - frozen.realtime))
+        self._shift_kernel(
+            Offsets(here.monotonic + lead - now.monotonic, here.boottime - now.boottime)
+        )
+
+    def _shift_kernel(self, offsets: Offsets) -> Offsets:
+        """Make a time namespace for the task if that is possible; return what it is ahead by.
+
+        Raises:
+            Error: it is not, and the task has no other clocks.
+        """
+        try:
+            timens.make(offsets)
+        except Error:
+            if self.task.clocks == "kernel":
+                raise
+            return Offsets()  # the page alone carries them, as it would anyhow
+        self.namespace = True
+        return offsets
 
     def launch(self, argv: list[str], descriptors: dict[int, int]) -> None:
         """Start the reaper, and through it the application.
@@ -339,11 +399,16 @@ class Supervisor:
         if not self.task.capsule:
             raise Error("a task that was not launched by root cannot be frozen or moved")
         asked = self.task.cgroup.freeze()
+        if self.task.clocks == "kernel":
+            asked = self._freeze_outside_reads(asked)
         stopped = read_clocks()
         self.state = "frozen"
         frame = frame_of(self.root)
+        kernel = stopped.in_namespace(frame)
+        virtual = kernel.virtual(self.page.epoch)
         self.export = Export(
-            virtual=stopped.in_namespace(frame).virtual(self.page.epoch),
+            virtual=virtual,
+            lead_ns=kernel.monotonic - virtual.monotonic if self.namespace else 0,
             tsc_hz=self.page.tsc_hz,
             generation=self.page.generation,
             migrations=self.page.migrations,
@@ -360,6 +425,20 @@ class Supervisor:
             "last_pid": int(LAST_PID.read_text()),
             "pipes": [os.fstat(source).st_ino for source, _ in self.outputs],
         }
+
+    def _freeze_outside_reads(self, asked: int) -> int:
+        """Freeze again until no thread is in the vDSO; return when that was asked for.
+
+        There it would go on, on the other host, with half of a reading of this one. The shim
+        notices and reads anew. Whoever does nothing but read is caught in the end as it is.
+        """
+        for _ in range(FREEZES):
+            if not any(timens.reads_clock(pid) for pid in self.task.cgroup.pids()):
+                break
+            self.task.cgroup.thaw()
+            time.sleep(0.001 * random.random())  # noqa: S311
+            asked = self.task.cgroup.freeze()
+        return asked
 
     def _cpu_time(self) -> list[Thread]:
         """Return the CPU time that the frozen task has seen."""
@@ -445,8 +524,11 @@ class Supervisor:
             for _ in range(2):
                 now = read_clocks()
                 real = max(0, now.realtime - export.virtual.realtime)
+                kernel = now.in_namespace(frame)
                 resume = export.virtual.after_blackout(real)
-                epoch = clocks.begin_epoch(resume, now.in_namespace(frame), tsc_ratio)
+                if self.task.clocks == "kernel":
+                    resume = kernel
+                epoch = clocks.begin_epoch(resume, kernel, tsc_ratio)
                 waits = self.page.correct_slots(epoch)
             if moved:
                 self.page.record_migration(real)
@@ -461,6 +543,7 @@ class Supervisor:
             "virtual": asdict(resume),
             "frame": asdict(frame),
             "blackout_ns": real,
+            "advance_ns": resume.monotonic - export.virtual.monotonic,
             "waits": waits,
             "resume_ns": after - now.monotonic,
         }
