@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 2, 4, 8, 32, 4096
 MS_REC, MS_SLAVE = 16384, 1 << 19
+CLONE_NEWIPC = 0x08000000
 
 ATTACH_SECONDS = 10.0
 FREEZES = 200  # of one task, until it is in no clock read; each takes some 0.5 ms
@@ -246,6 +247,9 @@ class Supervisor:
                 os.setsid()
                 if self.task.capsule:
                     self.task.cgroup.add(0)
+                    # So that System V objects move along (docs/migration.md). It can only fail
+                    # where the kernel has none, and then only those who use them cannot move.
+                    lib.ts_unshare(CLONE_NEWIPC)
                 for theirs, ours in descriptors.items():
                     os.dup2(ours, theirs)
                 # whatever the caller had open lies outside the capsule, where CRIU cannot go
