@@ -138,7 +138,7 @@ void attach(void)
 		refuse(path, "a page of another timeshim version");
 	shim.task = map(path, O_RDWR, PROT_READ | PROT_WRITE, sizeof(*shim.task), TS_TASK_AREA);
 
-	shim.cpu = map(path, O_RDONLY, PROT_READ, sizeof(*shim.cpu), TS_CPU_AREA);
+	shim.cpu = map(path, O_RDWR, PROT_READ | PROT_WRITE, sizeof(*shim.cpu), TS_CPU_AREA);
 	shim.signals = map(path, O_RDONLY, PROT_READ, sizeof(*shim.signals), TS_SIGNAL_AREA);
 
 	/*
@@ -165,5 +165,6 @@ static void __attribute__((constructor)) attach_at_load(int argc, char **argv, c
 		envp++;
 	if ((err = hide_vdso((Elf64_auxv_t *)(envp + 1))))
 		refuse("a copy of the vDSO", strerror(err));
+	cpu_begin();
 	__atomic_fetch_add(&shim.task->attached, 1, __ATOMIC_RELAXED);
 }

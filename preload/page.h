@@ -13,7 +13,7 @@
  *
  *   0x0000  struct ts_clock_area   mapped read-only by the application
  *   0x1000  struct ts_task_area    mapped read-write by the application
- *   then    struct ts_cpu_area     mapped read-only by the application
+ *   then    struct ts_cpu_area     mapped read-write by the application
  *   then    struct ts_signal_area  mapped read-only by the application
  */
 #ifndef TIMESHIM_PAGE_H
@@ -27,7 +27,7 @@
 
 #define TS_TASK_AREA 4096 /* file offset of struct ts_task_area: its own mapping */
 #define TS_CPU_AREA 4202496 /* file offset of struct ts_cpu_area: its own mapping */
-#define TS_SIGNAL_AREA 8396800 /* file offset of struct ts_signal_area: its own mapping */
+#define TS_SIGNAL_AREA 12591104 /* file offset of struct ts_signal_area: its own mapping */
 #define TS_SLOTS 65536 /* a power of two; untouched slots cost nothing (sparse) */
 
 /* The clocks that are shifted; each indexes ts_epoch.offset. */
@@ -72,6 +72,8 @@ struct ts_clock_area {
 	uint64_t tsc_hz; /* virtual TSC frequency, for the life of the task; creator */
 	uint64_t migrations; /* supervisor */
 	uint64_t blackout_ns; /* sum over all migrations, real time; supervisor */
+	int64_t arrived_ns; /* kernel BOOTTIME when the task first ran on this host: whatever
+			       thread was started later did not come along; supervisor */
 };
 
 /*
@@ -101,24 +103,31 @@ struct ts_task_area {
 };
 
 /*
- * CPU time that a thread and, under its first thread's id, a process used on other hosts:
- * CRIU makes processes anew, so the kernel's counts begin at 0.  Virtual = kernel + this, in
- * nanoseconds.  All fields are written by the supervisor, before the task first runs on this host.
+ * What a thread and, under its first thread's id, a process used on other hosts: CRIU makes
+ * processes anew, so the kernel's counts begin at 0.  Virtual = kernel + this (ru_maxrss: the
+ * larger of the two).  Written by the supervisor, before the task first runs on this host; then
+ * children and parent by the process, as those of its children end that came along.
  */
 #define TS_CPU_ENTRIES 32768 /* a power of two; placed by thread id, probed linearly */
-#define TS_CPU_TOTAL 0 /* exact */
+#define TS_CPU_TOTAL 0 /* nanoseconds, exact */
 #define TS_CPU_USER 1 /* the kernel tells these to a tick only: rounded up, never back */
 #define TS_CPU_SYSTEM 2
-#define TS_CPU_KINDS 3
+#define TS_CPU_MINFLT 3 /* these as getrusage(2) counts them */
+#define TS_CPU_MAJFLT 4
+#define TS_CPU_INBLOCK 5
+#define TS_CPU_OUBLOCK 6
+#define TS_CPU_NVCSW 7
+#define TS_CPU_NIVCSW 8
+#define TS_CPU_MAXRSS 9 /* kilobytes */
+#define TS_CPU_KINDS 10
 
 struct ts_cpu {
 	uint32_t thread; /* thread id; 0 = free, and the end of a probe */
-	uint32_t reserved;
+	uint32_t parent; /* of a process that its parent has not waited for yet; else 0 */
 	uint64_t robust_list; /* address of the thread's (get_robust_list(2)): ids are used again */
 	int64_t own[TS_CPU_KINDS]; /* the thread's */
 	int64_t process[TS_CPU_KINDS]; /* the process's, dead threads included */
 	int64_t children[TS_CPU_KINDS]; /* of children that were waited for */
-	int64_t unused[5];
 };
 
 struct ts_cpu_area {
@@ -148,14 +157,14 @@ _Static_assert(sizeof(struct ts_time) == 16, "same layout as struct timespec on 
 _Static_assert(sizeof(struct ts_slot) == 64, "one cache line, so owners do not contend");
 _Static_assert(sizeof(struct ts_clock_area) <= TS_TASK_AREA, "the areas overlap");
 
-_Static_assert(sizeof(struct ts_cpu) == 128, "a power of two, so none crosses a page");
+_Static_assert(sizeof(struct ts_cpu) == 256, "a power of two, so none crosses a page");
 _Static_assert(TS_CPU_AREA >= TS_TASK_AREA + sizeof(struct ts_task_area), "the areas overlap");
 _Static_assert(TS_CPU_AREA % 4096 == 0, "a mapping begins there");
 
 _Static_assert(TS_SIGNAL_AREA >= TS_CPU_AREA + sizeof(struct ts_cpu_area), "the areas overlap");
 _Static_assert(TS_SIGNAL_AREA % 4096 == 0, "a mapping begins there");
 
-#define TS_PAGE_SIZE 8462336 /* bytes of the file */
+#define TS_PAGE_SIZE 12656640 /* bytes of the file */
 _Static_assert(TS_PAGE_SIZE == TS_SIGNAL_AREA + sizeof(struct ts_signal_area), "it is stale");
 
 #endif

@@ -33,7 +33,7 @@ typedef int clock_gettime_fn(clockid_t, struct timespec *);
 struct shim {
 	const struct ts_clock_area *clocks;
 	struct ts_task_area *task;
-	const struct ts_cpu_area *cpu;
+	struct ts_cpu_area *cpu;
 	const struct ts_signal_area *signals;
 	clock_gettime_fn *kernel_clock; /* 0 or -errno, as the vDSO returns it */
 	/* where a pthread_cond_t says that it is on CLOCK_MONOTONIC: a 32-bit word, and its bit */
@@ -83,6 +83,20 @@ clock_gettime_fn cpu_clock;
 /* cpu.c: adds to the times of the calling process and its children what they used elsewhere. */
 struct tms;
 void cpu_add_times(struct tms *times);
+
+/* cpu.c: what of an absolute time on a clock of CPU time was used on other hosts, in nanoseconds.
+ */
+int64_t cpu_used_elsewhere(clockid_t id);
+
+/*
+ * cpu.c: takes note of a child that was waited for, and adds to what the kernel says of its use
+ * what it used elsewhere.
+ */
+struct rusage;
+void cpu_child_ended(pid_t child, struct rusage *usage);
+
+/* cpu.c: at the start of a program: exec keeps what children had used. */
+void cpu_begin(void);
 
 /*
  * interrupted.c: had the calling thread a signal to handle when a generation after the one seen

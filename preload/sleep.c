@@ -51,14 +51,29 @@ static int sleep_for(clockid_t id, const struct timespec *span, struct timespec 
 	return err;
 }
 
+/* On CPU time, of which the kernel does not count what was used on other hosts. */
+static int sleep_on_other_clock(clockid_t id, int flags, const struct timespec *req,
+				struct timespec *rem)
+{
+	struct timespec until;
+
+	if (!(flags & TIMER_ABSTIME))
+		return next_clock_nanosleep(id, flags, req, rem);
+	until = to_timespec(
+		ts_kernel_deadline(from_timespec(*req), ts_from_ns(cpu_used_elsewhere(id))));
+	return next_clock_nanosleep(id, flags, &until, rem);
+}
+
 int clock_nanosleep(clockid_t id, int flags, const struct timespec *req, struct timespec *rem)
 {
 	struct timespec left;
 	int err;
 
 	attach_first();
-	if (!readable(req) || !valid(req) || clock_index(steady(id)) < 0)
+	if (!readable(req) || !valid(req))
 		return next_clock_nanosleep(id, flags, req, rem);
+	if (clock_index(steady(id)) < 0)
+		return sleep_on_other_clock(id, flags, req, rem);
 	if (flags & TIMER_ABSTIME)
 		return sleep_until(id, req);
 

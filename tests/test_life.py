@@ -135,3 +135,10 @@ def test_three_hundred_orphans_migrate() -> None:
         assert trip.tasks(trip.here) == []
         trip.terminate(trip.there)
         assert trip.results(trip.there) == []
+
+
+def test_waiting_for_children_is_as_native(timeshim: Timeshim, program: Program) -> None:
+    waiting = program("waiting")
+    native = subprocess.run([waiting], capture_output=True, text=True, timeout=20, check=True)
+    assert native.stdout.count("the child") >= 10
+    assert timeshim.output("run", "--", waiting) == native.stdout

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Self
 
 from timeshim._native import ffi, lib
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TSC_RATIO_ONE: int = 1 << lib.TS_RATIO_SHIFT
+MOST = 2**62
 
 
 class Page:
@@ -144,10 +146,21 @@ class Page:
         """How many waits found no free slot, so that a migration could not correct them."""
         return int(self._task.slots_exhausted)
 
-    def record_migration(self, blackout_ns: int) -> None:
-        """Count a migration; before the epoch that it begins is published."""
+    @property
+    def arrived(self) -> int:
+        """Kernel BOOTTIME, in nanoseconds, when the task first ran on this host."""
+        return int(self._clocks.arrived_ns)
+
+    def record_migration(self, blackout_ns: int, arrived: int) -> None:
+        """Count a migration; before the epoch that it begins is published.
+
+        Args:
+            blackout_ns: real time in which the task ran nowhere.
+            arrived: kernel BOOTTIME now: whatever was started so far came along.
+        """
         self._clocks.migrations += 1
         self._clocks.blackout_ns += blackout_ns
+        self._clocks.arrived_ns = arrived
 
     def inherit(self, generation: int, migrations: int, blackout_ns: int) -> None:
         """Take over what a page on another host had counted.
@@ -214,14 +227,15 @@ class Page:
                 place = (place + 1) % lib.TS_CPU_ENTRIES
             entry = entries[place]
             entry.thread, entry.robust_list = thread.thread, thread.robust_list
+            entry.parent = thread.parent
             for there, used in (
                 (entry.own, thread.own),
                 (entry.process, thread.process),
                 (entry.children, thread.children),
             ):
-                there[lib.TS_CPU_TOTAL] = used.total
-                there[lib.TS_CPU_USER] = used.user
-                there[lib.TS_CPU_SYSTEM] = used.system
+                for kind, value in enumerate(astuple(used)):
+                    # part of it comes from an application, which may have written anything there
+                    there[kind] = max(-MOST, min(MOST, value))
 
     def carried_cpu_time(self, thread: int) -> Thread | None:
         """Return what is written down of a thread."""
@@ -229,11 +243,8 @@ class Page:
         while found := self._cpu.entry[place].thread:
             if found == thread:
                 entry = self._cpu.entry[place]
-                return Thread(
-                    thread,
-                    entry.robust_list,
-                    *(Used(*kinds) for kinds in (entry.own, entry.process, entry.children)),
-                )
+                kinds = (Used(*used) for used in (entry.own, entry.process, entry.children))
+                return Thread(thread, entry.parent, entry.robust_list, 0, *kinds)
             place = (place + 1) % lib.TS_CPU_ENTRIES
         return None
 

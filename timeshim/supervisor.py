@@ -419,7 +419,7 @@ class Supervisor:
             blackout_ns=self.page.blackout_ns,
             task_area=self.page.task_area(),
             timers=timers.find(self.task.cgroup.pids(), self.page.epoch, frame),
-            threads=self._cpu_time(),
+            threads=self._cpu_time(frame),
             signalled=self.page.signalled(),
             freeze_ns=stopped.monotonic - asked,
         )
@@ -444,20 +444,20 @@ class Supervisor:
             asked = self.task.cgroup.freeze()
         return asked
 
-    def _cpu_time(self) -> list[Thread]:
-        """Return the CPU time that the frozen task has seen."""
-        threads = cputime.read(self.task.cgroup.pids(), up=True)
+    def _cpu_time(self, frame: Offsets) -> list[Thread]:
+        """Return what the frozen task has used, here and before."""
+        threads = cputime.read(tree(self.root), up=True)
         for thread in threads:
-            before = self.page.carried_cpu_time(thread.thread)
-            if before and (before.robust_list == thread.robust_list or thread.process.total):
+            came_along = thread.started + frame.boottime <= self.page.arrived
+            if came_along and (before := self.page.carried_cpu_time(thread.thread)):
                 thread.own += before.own
                 thread.process += before.process
                 thread.children += before.children
         return threads
 
     def _carry_cpu_time(self, frozen: list[Thread]) -> None:
-        """Have the restored task go on with the CPU time that it had when it froze."""
-        now = {thread.thread: thread for thread in cputime.read(self.task.cgroup.pids(), up=False)}
+        """Have the restored task go on with what it had used when it froze."""
+        now = {thread.thread: thread for thread in cputime.read(tree(self.root), up=False)}
         for thread in frozen:
             if restored := now.get(thread.thread):
                 thread.own -= restored.own
@@ -535,7 +535,7 @@ class Supervisor:
                 epoch = clocks.begin_epoch(resume, kernel, tsc_ratio)
                 waits = self.page.correct_slots(epoch)
             if moved:
-                self.page.record_migration(real)
+                self.page.record_migration(real, kernel.boottime)
             self.page.publish(epoch)
             set_timers(epoch, export.virtual)
             thaw()
