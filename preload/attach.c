@@ -141,15 +141,18 @@ void attach(void)
 	shim.cpu = map(path, O_RDWR, PROT_READ | PROT_WRITE, sizeof(*shim.cpu), TS_CPU_AREA);
 	shim.signals = map(path, O_RDONLY, PROT_READ, sizeof(*shim.signals), TS_SIGNAL_AREA);
 
+	if (!find_dlsym())
+		refuse("dlsym", "this libc keeps it in an unknown place");
+
 	/*
-	 * Before dlsym: should it call a malloc() that reads the clock, that read must find
-	 * the shim attached instead of coming here again.
+	 * Before looking for others: should that call a malloc() that reads the clock, that read
+	 * must find the shim attached instead of coming here again.
 	 */
 	__atomic_store_n(&shim.clocks, clocks, __ATOMIC_RELEASE);
 
 	for (const struct next_symbol *next = __start_next_symbols; next < __stop_next_symbols;
 	     next++)
-		*next->address = dlsym(RTLD_NEXT, next->name);
+		*next->address = find_next(next->name);
 	find_cond_clock();
 }
 

@@ -49,6 +49,9 @@ int poll(struct pollfd *fds, nfds_t count, int timeout)
 	return next_ppoll(fds, count, &left, NULL);
 }
 
+int __poll(struct pollfd *fds, nfds_t count, int timeout)
+	__attribute__((alias("poll"), copy(poll)));
+
 int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size)
 {
 	attach_first();

@@ -19,6 +19,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdbool.h>
 #include <time.h>
 
 #include "arith.h"
@@ -67,6 +68,13 @@ static inline void attach_first(void)
 	if (unlikely(!shim.clocks))
 		attach();
 }
+
+/*
+ * lookup.c: finds libc's dlsym(), false if it cannot; and then a name of the shim's behind the
+ * shim, NULL if there is none.
+ */
+bool find_dlsym(void);
+void *find_next(const char *name);
 
 /* vdso.c: the kernel's own clock_gettime, without the dynamic linker's help. */
 clock_gettime_fn *vdso_clock_gettime(void);

@@ -96,6 +96,10 @@ int nanosleep(const struct timespec *req, struct timespec *rem)
 	return -1;
 }
 
+/* Names of libc's for those that do not want POSIX in their name space. */
+int __nanosleep(const struct timespec *req, struct timespec *rem)
+	__attribute__((alias("nanosleep"), copy(nanosleep)));
+
 int usleep(useconds_t us)
 {
 	return nanosleep(&(struct timespec){ us / 1000000, us % 1000000 * 1000 }, NULL);

@@ -139,3 +139,10 @@ SEND(ssize_t, sendto,
      fd, buffer, count, flags, to, length)
 SEND(ssize_t, write, (int fd, const void *buffer, size_t count), fd, buffer, count)
 SEND(ssize_t, writev, (int fd, const struct iovec *parts, int count), fd, parts, count)
+
+/* Names of libc's for those that do not want POSIX in their name space. */
+ssize_t __read(int fd, void *buffer, size_t count) __attribute__((alias("read"), copy(read)));
+ssize_t __send(int fd, const void *buffer, size_t count, int flags)
+	__attribute__((alias("send"), copy(send)));
+ssize_t __write(int fd, const void *buffer, size_t count)
+	__attribute__((alias("write"), copy(write)));

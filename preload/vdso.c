@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * vdso.c - finds the kernel's clock_gettime in the vDSO, and hides it from others.
- *
- * The dynamic linker could be asked by name, but dlsym() may call malloc(), malloc()
- * may be a program's own and read the clock, and the clock is what is being looked for.
- * The auxiliary vector and forty lines of ELF depend on nothing.  See vdso(7); the
- * layout that is relied on is the one of the kernel's tools/testing/selftests/vDSO.
+ * vdso.c - finds the kernel's clock_gettime in the vDSO, and hides it from others.  See vdso(7).
  *
  * CRIU puts the new kernel's vDSO at the old address, or leaves jumps to it there
  * (criu/pie/parasite-vdso.c), so the address found once stays good after a migration.
@@ -21,72 +16,13 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include "image.h"
 #include "shim.h"
-
-struct image {
-	const char *base;
-	const char *bias; /* base, had it been linked to address 0 */
-	size_t size; /* of what is loaded, in whole pages */
-	const Elf64_Sym *symbols;
-	const char *names;
-	size_t count; /* of symbols */
-};
 
 /* A kernel booted with vdso=0 still has the system call. */
 static int syscall_clock_gettime(clockid_t id, struct timespec *ts)
 {
 	return (int)kernel_call(SYS_clock_gettime, (const long[6]){ id, (long)ts });
-}
-
-static bool parse(struct image *image, const char *base)
-{
-	const Elf64_Ehdr *ehdr = (const void *)base;
-	const Elf64_Phdr *phdr;
-	const Elf64_Dyn *dyn = NULL;
-	const Elf64_Word *hash = NULL;
-
-	*image = (struct image){ .base = base };
-	if (!base)
-		return false;
-
-	phdr = (const void *)(base + ehdr->e_phoff);
-	for (int i = 0; i < ehdr->e_phnum; i++) {
-		if (phdr[i].p_type == PT_LOAD && !image->bias) {
-			image->bias = base + phdr[i].p_offset - phdr[i].p_vaddr;
-			image->size = (phdr[i].p_offset + phdr[i].p_memsz + 4095) & -4096;
-		} else if (phdr[i].p_type == PT_DYNAMIC) {
-			dyn = (const void *)(base + phdr[i].p_offset);
-		}
-	}
-	if (!image->bias || !dyn)
-		return false;
-
-	for (; dyn->d_tag != DT_NULL; dyn++) {
-		const void *at = image->bias + dyn->d_un.d_ptr;
-
-		if (dyn->d_tag == DT_SYMTAB)
-			image->symbols = at;
-		else if (dyn->d_tag == DT_STRTAB)
-			image->names = at;
-		else if (dyn->d_tag == DT_HASH)
-			hash = at;
-	}
-	if (!image->symbols || !image->names)
-		return false;
-
-	/*
-	 * DT_HASH counts the symbols, but kernels since 6.x may carry DT_GNU_HASH alone;
-	 * the string table always follows the symbol table there, which bounds it as well.
-	 */
-	image->count = hash ? hash[1]
-			    : (size_t)(image->names - (const char *)image->symbols) /
-				       sizeof(*image->symbols);
-	return true;
-}
-
-static bool is_function(const Elf64_Sym *symbol)
-{
-	return symbol->st_shndx != SHN_UNDEF && ELF64_ST_TYPE(symbol->st_info) == STT_FUNC;
 }
 
 static bool is_clock_gettime(const struct image *image, const Elf64_Sym *symbol)
@@ -100,7 +36,7 @@ clock_gettime_fn *vdso_clock_gettime(void)
 {
 	struct image image;
 
-	if (!parse(&image, (const char *)getauxval(AT_SYSINFO_EHDR)))
+	if (!image_parse(&image, (const char *)getauxval(AT_SYSINFO_EHDR)))
 		return syscall_clock_gettime;
 	for (size_t i = 0; i < image.count; i++) {
 		const Elf64_Sym *symbol = &image.symbols[i];
@@ -123,7 +59,7 @@ int hide_vdso(Elf64_auxv_t *auxv)
 
 	while (auxv->a_type != AT_NULL && auxv->a_type != AT_SYSINFO_EHDR)
 		auxv++;
-	if (auxv->a_type == AT_NULL || !parse(&image, (const char *)auxv->a_un.a_val))
+	if (auxv->a_type == AT_NULL || !image_parse(&image, (const char *)auxv->a_un.a_val))
 		return 0;
 
 	/* Below what its symbols point to: not everybody adds addresses modulo 2^64. */

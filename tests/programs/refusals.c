@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <threads.h>
 #include <time.h>
@@ -108,6 +109,23 @@ int main(void)
 	SHOW(semtimedop(id, &down, 1, &tick));
 	SHOW(semtimedop(id, &down, 1, &odd));
 	SHOW(semtimedop(id, &down, 1, nowhere));
+
+	SHOW(syscall(SYS_nanosleep, &odd, NULL));
+	SHOW(syscall(SYS_nanosleep, nowhere, NULL));
+	SHOW(syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &tick, NULL));
+	SHOW(syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, TIMER_ABSTIME, &odd, NULL));
+	SHOW(syscall(SYS_poll, NULL, 0, 0));
+	SHOW(syscall(SYS_epoll_wait, epfd, &event, 1, 1));
+	SHOW(syscall(SYS_epoll_wait, -1, &event, 1, 1));
+	SHOW(syscall(SYS_epoll_pwait, epfd, &event, 1, 1, &set, 8));
+	SHOW(syscall(SYS_epoll_pwait, epfd, &event, 1, 1, &set, 4));
+	SHOW(syscall(SYS_rt_sigtimedwait, &set, NULL, &tick, 8));
+	SHOW(syscall(SYS_rt_sigtimedwait, &set, NULL, &tick, 4));
+	SHOW(syscall(SYS_rt_sigtimedwait, &set, NULL, nowhere, 8));
+	SHOW(syscall(SYS_semtimedop, id, &down, 1, &tick));
+	SHOW(syscall(SYS_read, -1, &byte, 1));
+	SHOW(syscall(SYS_write, fds[1], nowhere, 1));
+	SHOW(syscall(SYS_sysinfo, nowhere));
 
 	/* first as long as no socket has a time-out, then when one has */
 	for (int timed = 0; timed < 2; timed++) {
