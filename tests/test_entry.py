@@ -24,7 +24,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into na
 
 def run_shifted(timeshim: Timeshim, *command: str | Path, seconds: float = 0.5) -> dict[str, Any]:
     """Run something that prints one JSON object upon SIGTERM, its clocks shifted by a day."""
-    with timeshim.start("run", "--monotonic=+1d", "--", *command) as process:
+    with timeshim.start("run", "--monotonic=+1d", "--no-time-namespace", "--", *command) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
         printed, _ = process.communicate(timeout=20)
@@ -80,7 +80,7 @@ def test_reads_in_places_where_little_works(
     if flags is not None:
         wrapper = program("wrapper", "-shared", "-fPIC", *flags)
         environment = environment | {"LD_PRELOAD": str(wrapper)}
-    command = ("run", "--monotonic=+1d", "--", program("entry"))
+    command = ("run", "--monotonic=+1d", "--no-time-namespace", "--", program("entry"))
     seen = json.loads(timeshim.output(*command, env=environment))
     wrapped = seen.pop("wrapped", None)
     assert len(seen) == (9 if flags is None else 10)
@@ -100,6 +100,6 @@ def test_libraries_that_are_often_preloaded(
     # libfaketime would have MONOTONIC read what REALTIME does
     faketime = {"FAKETIME": "+3d", "DONT_FAKE_MONOTONIC": "1"}
     environment = timeshim.env | faketime | {"LD_PRELOAD": str(found)}
-    command = ("run", "--monotonic=+1d", "--", program("entry"))
+    command = ("run", "--monotonic=+1d", "--no-time-namespace", "--", program("entry"))
     seen = json.loads(timeshim.output(*command, env=environment))
     assert {where: shift for where, shift in seen.items() if not 86399 <= shift <= 86400} == {}
