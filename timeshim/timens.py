@@ -61,8 +61,10 @@ def reads_clock(pid: int) -> bool:
         return False
     start, end = (int(address, 16) for address in vdso.split()[0].split("-"))
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        # number and arguments of a system call, or -1; then stack pointer and program counter
-        *_, counter = (thread / "syscall").read_text().split()
-        if counter.startswith("0x") and start <= int(counter, 16) < end:
+        # number and arguments of a system call, or -1; then stack pointer and program counter. One
+        # that counts as frozen may still be on its way off the CPU.
+        while (state := (thread / "syscall").read_text()) == "running\n":
+            os.sched_yield()
+        if start <= int(state.split()[-1], 16) < end:
             return True
     return False
