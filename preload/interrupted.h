@@ -44,6 +44,19 @@ static inline const struct timespec *call_left(struct interruptible *call,
 	return &call->left;
 }
 
+/*
+ * Must a call that its time-out has ended be repeated?  The kernel goes on with some waits by
+ * itself when a thread that was frozen runs on, and counts the time that the virtual clocks stood
+ * still.
+ */
+static inline bool call_early(struct interruptible *call, const struct timespec *timeout)
+{
+	struct ts_time deadline = ts_add(call->start, from_timespec(*timeout));
+
+	call->again = ts_before(read_clock(CLOCK_MONOTONIC), deadline);
+	return call->again;
+}
+
 /* Must a call that failed with errno be repeated? */
 static inline bool call_again(struct interruptible *call)
 {

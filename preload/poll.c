@@ -2,13 +2,10 @@
 /*
  * poll.c - waiting for descriptors to become ready.
  *
- * poll() is restarted from state that CRIU cannot save.  ppoll() is executed again, with what is
- * left of its time-out written back (to a copy that libc makes), and fails with EINTR only if
- * a handler ran.  So poll() waits in it.  select() and pselect() are as good as ppoll() by
- * themselves: glibc makes both of the system call pselect6.
- *
- * The epoll calls fail with EINTR as soon as a thread is frozen, and are repeated as in
- * interrupted.c.
+ * poll() is restarted from state of the kernel's, which CRIU cannot save: it makes it fail with
+ * EINTR.  The epoll calls fail so as soon as a thread is frozen.  Both are repeated as in
+ * interrupted.c.  ppoll(), select() and pselect() (both of which glibc makes of the system call
+ * pselect6) are executed again, with what is left of their time-outs written back.
  */
 #include <poll.h>
 #include <sys/epoll.h>
@@ -30,23 +27,38 @@ static struct ts_time from_ms(int ms)
 	return (struct ts_time){ ms / 1000, ms % 1000 * 1000000 };
 }
 
-/* Rounded up: nothing may end early. */
-static int to_ms(const struct timespec *span)
+/*
+ * What is left of a time-out, in milliseconds: rounded up, for nothing may end early.  As given,
+ * unless this is a repetition.
+ */
+static int ms_left(struct interruptible *call, int timeout)
 {
-	return (int)(span->tv_sec * 1000 + (span->tv_nsec + 999999) / 1000000);
+	struct timespec span;
+	const struct timespec *left;
+
+	if (timeout <= 0 || !call->again)
+		return timeout;
+	span = to_timespec(from_ms(timeout));
+	left = call_left(call, &span);
+	return (int)(left->tv_sec * 1000 + (left->tv_nsec + 999999) / 1000000);
 }
 
 int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
-	struct timespec left;
+	struct interruptible call = call_begin(timeout > 0); /* attaches */
+	struct timespec span;
+	int ready;
 
-	attach_first();
-	if (timeout == 0)
+	if (!timeout)
 		return next_poll(fds, count, 0);
-	if (timeout < 0)
-		return next_ppoll(fds, count, NULL, NULL);
-	left = to_timespec(from_ms(timeout));
-	return next_ppoll(fds, count, &left, NULL);
+	for (;;) {
+		ready = next_poll(fds, count, ms_left(&call, timeout));
+		if (ready > 0 || (ready < 0 && !call_again(&call)))
+			return ready;
+		span = to_timespec(from_ms(timeout));
+		if (!ready && (timeout < 0 || !call_early(&call, &span)))
+			return ready;
+	}
 }
 
 int __poll(struct pollfd *fds, nfds_t count, int timeout)
@@ -64,11 +76,11 @@ int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size)
 int epoll_wait(int epfd, struct epoll_event *events, int most, int timeout)
 {
 	struct interruptible call = call_begin(timeout > 0);
-	struct timespec span = to_timespec(from_ms(timeout));
-	int left = timeout, count;
+	int count;
 
-	while ((count = next_epoll_wait(epfd, events, most, left)) < 0 && call_again(&call))
-		left = timeout > 0 ? to_ms(call_left(&call, &span)) : timeout;
+	do
+		count = next_epoll_wait(epfd, events, most, ms_left(&call, timeout));
+	while (count < 0 && call_again(&call));
 	return count;
 }
 

@@ -3,21 +3,27 @@
  * wait.c - the calls of pthread.h and semaphore.h that wait until an absolute time on a clock
  * that is shifted.
  *
- * Each goes to libc with its deadline in a slot.  That libc hands the pointer on to the
+ * What need not wait goes to libc as a try, which costs a tenth of a slot; everything else
+ * with its deadline in a slot.  That libc hands the pointer on to the
  * kernel, instead of a copy, is a property of nptl (__futex_abstimed_wait_common in
  * nptl/futex-internal.c); the migration tests would see it disappear.
  */
 #include <errno.h>
 
 #include "slot.h"
+#include "timespec.h"
 
 NEXT(pthread_clockjoin_np);
 NEXT(pthread_cond_clockwait);
 NEXT(pthread_cond_timedwait);
 NEXT(pthread_mutex_clocklock);
+NEXT(pthread_mutex_trylock);
 NEXT(pthread_rwlock_clockrdlock);
 NEXT(pthread_rwlock_clockwrlock);
+NEXT(pthread_rwlock_tryrdlock);
+NEXT(pthread_rwlock_trywrlock);
 NEXT(sem_clockwait);
+NEXT(sem_trywait);
 
 /*
  * Evaluates call, which yields an error number, with deadline standing for what the kernel
@@ -50,18 +56,38 @@ int pthread_cond_clockwait(pthread_cond_t *cond, pthread_mutex_t *mutex, clockid
 	return UNTIL(until, abstime, id, next_pthread_cond_clockwait(cond, mutex, id, until));
 }
 
+/* May a call with these arguments succeed at once?  libc looks at them before it looks at the lock.
+ */
+static bool may_be_tried(clockid_t id, const struct timespec *abstime)
+{
+	attach_first();
+	return id == CLOCK_MONOTONIC && abstime && valid(abstime);
+}
+
+/* A try says EBUSY where the call would wait, or would find that this thread has the lock. */
+#define TRY(id, abstime, try)                                                                      \
+	if (may_be_tried(id, abstime)) {                                                           \
+		int err = (try);                                                                   \
+                                                                                                   \
+		if (err != EBUSY)                                                                  \
+			return err;                                                                \
+	}
+
 int pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t id, const struct timespec *abstime)
 {
+	TRY(id, abstime, next_pthread_mutex_trylock(mutex));
 	return UNTIL(until, abstime, id, next_pthread_mutex_clocklock(mutex, id, until));
 }
 
 int pthread_rwlock_clockrdlock(pthread_rwlock_t *lock, clockid_t id, const struct timespec *abstime)
 {
+	TRY(id, abstime, next_pthread_rwlock_tryrdlock(lock));
 	return UNTIL(until, abstime, id, next_pthread_rwlock_clockrdlock(lock, id, until));
 }
 
 int pthread_rwlock_clockwrlock(pthread_rwlock_t *lock, clockid_t id, const struct timespec *abstime)
 {
+	TRY(id, abstime, next_pthread_rwlock_trywrlock(lock));
 	return UNTIL(until, abstime, id, next_pthread_rwlock_clockwrlock(lock, id, until));
 }
 
@@ -73,8 +99,14 @@ int pthread_clockjoin_np(pthread_t thread, void **result, clockid_t id,
 
 int sem_clockwait(sem_t *sem, clockid_t id, const struct timespec *abstime)
 {
-	int err = UNTIL(until, abstime, id, next_sem_clockwait(sem, id, until) ? errno : 0);
+	int saved = errno, err;
 
+	if (may_be_tried(id, abstime)) {
+		if (!next_sem_trywait(sem))
+			return 0;
+		errno = saved;
+	}
+	err = UNTIL(until, abstime, id, next_sem_clockwait(sem, id, until) ? errno : 0);
 	if (!err)
 		return 0;
 	errno = err;

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
 
-WAIT_MS = 2500
+WAIT_MS = 5000  # until it is frozen, on a busy machine
 TGKILL = 234  # asm/unistd_64.h
 NAME = f"signalled-{os.getpid()}"
 WAITS = 23  # threads of signalled.c
@@ -151,8 +151,9 @@ def test_for_the_process_when_its_main_thread_blocks(
     assert wrong(run(timeshim, program, "main-blocks", signal_the_process, journey), {0}) == []
 
 
-@pytest.mark.parametrize("how", ["block", "ignore"])
-@pytest.mark.parametrize("signal_them", [signal_every_second, signal_the_process])
+@pytest.mark.parametrize(
+    ("how", "signal_them"), [("block", signal_every_second), ("ignore", signal_the_process)]
+)
 def test_that_nobody_handles(
     timeshim: Timeshim, program: Program, how: str, signal_them: Any
 ) -> None:

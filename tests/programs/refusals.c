@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
@@ -42,6 +43,10 @@ int main(void)
 	struct epoll_event event = { .events = EPOLLIN };
 	struct sembuf up = { .sem_op = 1 }, down = { .sem_op = -1 };
 	int id = semget(IPC_PRIVATE, 1, 0600), epfd = epoll_create1(0), fds[2], pair[2];
+	pthread_mutex_t normal = PTHREAD_MUTEX_INITIALIZER;
+	pthread_mutex_t recursive = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+	pthread_mutex_t checking = PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
+	pthread_rwlock_t rwlock = PTHREAD_RWLOCK_INITIALIZER;
 	struct pollfd readable;
 	char byte = 0;
 	sigset_t set;
@@ -126,6 +131,34 @@ int main(void)
 	SHOW(syscall(SYS_read, -1, &byte, 1));
 	SHOW(syscall(SYS_write, fds[1], nowhere, 1));
 	SHOW(syscall(SYS_sysinfo, nowhere));
+
+	/* locks that are free, taken by us, or taken as often as they may be */
+	SHOW(pthread_mutex_clocklock(&normal, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_mutex_clocklock(&normal, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_mutex_clocklock(&normal, CLOCK_MONOTONIC, &odd));
+	SHOW(pthread_mutex_clocklock(&recursive, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_mutex_clocklock(&recursive, CLOCK_MONOTONIC, &odd));
+	SHOW(pthread_mutex_unlock(&recursive));
+	SHOW(pthread_mutex_unlock(&recursive));
+	SHOW(pthread_mutex_unlock(&recursive));
+	SHOW(pthread_mutex_clocklock(&checking, CLOCK_MONOTONIC, &negative));
+	SHOW(pthread_mutex_clocklock(&checking, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_mutex_clocklock(&checking, CLOCK_BOOTTIME, &none));
+	SHOW(pthread_rwlock_clockwrlock(&rwlock, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_rwlock_clockwrlock(&rwlock, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_rwlock_clockrdlock(&rwlock, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_rwlock_unlock(&rwlock));
+	SHOW(pthread_rwlock_clockrdlock(&rwlock, CLOCK_MONOTONIC, &odd));
+	SHOW(pthread_rwlock_clockrdlock(&rwlock, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_rwlock_clockrdlock(&rwlock, CLOCK_MONOTONIC, &none));
+	SHOW(pthread_rwlock_clockwrlock(&rwlock, CLOCK_MONOTONIC, &none));
+	SHOW(sem_post(&sem));
+	SHOW(sem_clockwait(&sem, CLOCK_MONOTONIC, &odd));
+	SHOW(sem_clockwait(&sem, CLOCK_BOOTTIME, &none));
+	SHOW(sem_clockwait(&sem, CLOCK_MONOTONIC, &negative));
+	SHOW(sem_clockwait(&sem, CLOCK_MONOTONIC, &none));
+	SHOW(sem_post(&sem));
+	SHOW(sem_clockwait(&sem, CLOCK_MONOTONIC, &none));
 
 	/* first as long as no socket has a time-out, then when one has */
 	for (int timed = 0; timed < 2; timed++) {
