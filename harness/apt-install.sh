@@ -35,6 +35,8 @@ until {
     sleep 10
 done
 
-# Nor shall it start at the next boot; for systemd's units too, this is the command that also works
+# Nor shall any start at the next boot; for systemd's units too, this is the command that also works
 # where systemd is not running.
-case " $* " in *" redis-server "*) update-rc.d redis-server disable ;; esac
+for service in redis-server nginx postgresql; do
+    case " $* " in *" $service "*) update-rc.d "$service" disable ;; esac
+done

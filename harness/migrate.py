@@ -8,6 +8,7 @@ what happens when something dies between two of them in docs/migration.md.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from timeshim.tasks import Task
+
+
+CAP_SYS_RESOURCE = 24  # linux/capability.h
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def agree(task: Task, carrier: Carrier, criu: Criu, options: Options) -> int:
     """
     if task.clocks == "kernel" and not options.time_namespace:
         raise Error(f"{task.name} has no clocks but the kernel's: it needs a time namespace there")
+    refuse_immovable(task)
     here = tsc.measure_once(runtime_dir() / "tsc.json")
     with task.page() as page:
         hz = page.tsc_hz
@@ -175,6 +180,44 @@ def agree(task: Task, carrier: Carrier, criu: Criu, options: Options) -> int:
     if not ratio:
         raise Error(f"a TSC of {own} cannot be scaled from one of {there}: the ratio is too large")
     return int(ratio)
+
+
+def refuse_immovable(task: Task) -> None:
+    """Look for what CRIU would refuse to dump, in words of its own, with the task frozen.
+
+    Raises:
+        Error: there is some, and what.
+    """
+    capable = has_capability(CAP_SYS_RESOURCE)
+    for pid in task.pids():
+        process = Path(f"/proc/{pid}")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            name = (process / "comm").read_text().strip()
+            uid = process.stat().st_uid
+            if uid != os.getuid() and not capable:
+                raise Error(
+                    f"{name} runs as user {uid}, and root may not look at its limits here: CRIU needs CAP_SYS_RESOURCE to move it"
+                )
+            if "anon_inode:[io_uring]" in descriptors(process):
+                raise Error(
+                    f"{name} uses io_uring, which CRIU cannot move: have it do without (UV_USE_IO_URING=0 for Node.js)"
+                )
+
+
+def has_capability(number: int) -> bool:
+    """Tell whether this process has a capability, of those in linux/capability.h."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    effective = next(line.split()[1] for line in status if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> number & 1)
+
+
+def descriptors(process: Path) -> set[str]:
+    """Return what the descriptors of a process lead to."""
+    found = set()
+    for entry in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(entry))
+    return found
 
 
 def send(

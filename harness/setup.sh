@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Brings this machine to where ./demo and ./test can run: Debian packages, .venv, a CRIU that works.
+# Brings this machine to where ./demo can run: Debian packages, .venv, a CRIU that works. With the
+# argument "test", to where ./test can, which takes more: programs in several languages, servers.
 # Whatever is there already is left alone, so a second run only looks.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -39,14 +40,25 @@ need libc6-dev "the C library's headers" test -e /usr/include/stdio.h
 need util-linux "nsenter, unshare and setsid" command -v nsenter
 need iproute2 "shows the network between test hosts" command -v ip
 need redis-server "the server that the demo moves" command -v redis-server
-need musl-tools "builds a program for the tests that the shim does not reach" command -v musl-gcc
-need libfaketime "the peer that the shim is measured against" \
-    compgen -G '/usr/lib*/*/faketime/libfaketime.so.1'
-need qemu-system-x86 "the virtual machines that tests move tasks between" \
-    command -v qemu-system-x86_64
-need mmdebstrap "fetches what they boot from" command -v mmdebstrap
-need e2fsprogs "makes their file systems" command -v mke2fs
-need openssh-client "the carrier between them" command -v ssh
+if [[ "${1:-}" == test ]]; then
+    need musl-tools "builds a program for the tests that the shim does not reach" command -v musl-gcc
+    need libfaketime "the peer that the shim is measured against" \
+        compgen -G '/usr/lib*/*/faketime/libfaketime.so.1'
+    need qemu-system-x86 "the virtual machines that tests move tasks between" \
+        command -v qemu-system-x86_64
+    need mmdebstrap "fetches what they boot from" command -v mmdebstrap
+    need e2fsprogs "makes their file systems" command -v mke2fs
+    need openssh-client "the carrier between them" command -v ssh
+    need g++ "compiles a C++ program that is moved" command -v g++
+    need golang-go "compiles one in Go" command -v go
+    need default-jdk-headless "compiles and runs one in Java" command -v javac
+    need nodejs "runs one in JavaScript" command -v node
+    need postgresql "a server that is moved, and pgbench, its client" \
+        compgen -G '/usr/lib/postgresql/*/bin/pgbench'
+    need nginx "another server" command -v nginx
+    need wrk "and its client" command -v wrk
+    need '^libpython3[.][0-9]+-testsuite$' "CPython's own tests" /usr/bin/python3 -c 'import test.test_time'
+fi
 if ((${#missing[@]})); then
     command -v apt-get >/dev/null ||
         die "please install what Debian calls ${missing[*]}: only apt is known here."

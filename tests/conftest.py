@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import summary
 
 PROGRAMS = Path(__file__).parent / "programs"
 PRELOAD = Path(__file__).parents[1] / "preload"
@@ -33,6 +34,25 @@ def compile_c(output: Path, *arguments: str | Path) -> Path:
     compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
     subprocess.run([*compiler, *CFLAGS, *arguments, "-o", output], check=True, timeout=60)
     return output
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the tests that take minutes each."""
+    parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out, unless told otherwise."""
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the tables that tests have filled."""
+    terminalreporter.write(summary.render())
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from harness.hostlink import link
 from harness.hosts import HostSpec, network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from harness.hosts import Host
 
@@ -30,10 +30,14 @@ class Journey:
     host_there: str
     """The HOST argument that means the other host."""
     host_here: str
+    client_prefix: list[str]
+    """Runs a command outside both, that reaches them."""
 
-    def launch(self, *argv: str, clocks: str = "shim", name: str = "traveller") -> None:
+    def launch(
+        self, *argv: str, clocks: str = "shim", name: str = "traveller", options: Sequence[str] = ()
+    ) -> None:
         """Launch a task on the first host."""
-        run = ("run", "--detach", "--name", name, f"--clocks={clocks}", "--")
+        run = ("run", "--detach", "--name", name, f"--clocks={clocks}", *options, "--")
         self.here.run(TIMESHIM, *run, *argv)
 
     def move(self, *options: str, back: bool = False, name: str = "traveller") -> dict[str, Any]:
@@ -70,4 +74,4 @@ def journey(ahead: int) -> Iterator[Journey]:
     with network(HostSpec("here", monotonic=here), HostSpec("there", monotonic=there)) as hosts:
         a, b = hosts.hosts
         with link(a, b) as to_b, link(b, a) as to_a:
-            yield Journey(a, b, to_b, to_a)
+            yield Journey(a, b, to_b, to_a, hosts.client_prefix)

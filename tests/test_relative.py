@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into na
 WAIT_MS = 4000
 SIGNAL_MS = 2500
 WAITS = 30
-ALL = WAITS + 2  # with those on System V semaphores, which CRIU does not take along
+ALL = WAITS + 2  # with those on System V semaphores, which test_sysv moves
 LATE = 80 * MS
 TGKILL = 234  # asm/unistd_64.h
 RESTARTED = {"ppoll", "select", "pselect"}  # by CRIU, with what is left

@@ -22,11 +22,16 @@ CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
 
 
 class Report:
-    """What a supervisor tells whoever started it, as it happens."""
+    """What a supervisor tells whoever started it, as it happens.
+
+    Two processes write it: the supervisor, and the one between us that learns its pid. On a busy
+    machine the first is listening before the second says who it is.
+    """
 
     def __init__(self, fd: int) -> None:
         """Read from a descriptor."""
         self._file = os.fdopen(fd, "rb")
+        self._early: list[dict[str, Any]] = []
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield events until the supervisor has ended."""
@@ -38,16 +43,21 @@ class Report:
         self._file.close()
 
     def wait(self, *expected: str) -> dict[str, Any]:
-        """Return the first event that has one of these keys.
+        """Return the first event that has one of these keys; what comes before it is kept.
 
         Raises:
             Error: the supervisor failed or ended before.
         """
+        for event in self._early:
+            if any(key in event for key in expected):
+                self._early.remove(event)
+                return event
         for event in self:
             if "failed" in event:
                 raise Error(event["failed"])
             if any(key in event for key in expected):
                 return event
+            self._early.append(event)
         raise Error("the task's supervisor ended unexpectedly")
 
 
