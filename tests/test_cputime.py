@@ -80,7 +80,7 @@ def wrong_measures(measures: dict[str, Any]) -> list[str]:
 
 FIELDS = ("utime", "stime", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw", "maxrss")
 TOUCHED, NAPS = 6000, 200  # pages and sleeps of each process of usage.c
-MOST_US = 400_000  # what anything there uses beyond what it means to, and what ticks round
+MOST_US = 600_000  # what anything there uses beyond what it means to, and what ticks round
 
 
 def wrong_usage(seen: dict[str, Any], again: dict[str, Any]) -> list[str]:
@@ -114,7 +114,7 @@ def wrong_usage(seen: dict[str, Any], again: dict[str, Any]) -> list[str]:
         wrong.append(f"times() says {seen['cutime_us']} us of children")
     if seen["child_clock_us"] < BURNT_US:
         wrong.append(f"a child's clock says {seen['child_clock_us']} us")
-    if not 50_000 <= seen["cpu_sleep_us"] < 80_000:
+    if not 50_000 <= seen["cpu_sleep_us"] < 120_000:
         wrong.append(f"a sleep on CPU time took {seen['cpu_sleep_us']} us of it")
     return wrong
 
@@ -124,7 +124,10 @@ def wrong_usage(seen: dict[str, Any], again: dict[str, Any]) -> list[str]:
 def test_children_that_end_on_another_host(program: Program, clocks: str) -> None:
     with journey(95_000) as trip:
         trip.launch(str(program("usage")), clocks=clocks)
-        time.sleep(1.5)
+        deadline = time.monotonic() + 30
+        while not trip.here.run(TIMESHIM, "logs", "traveller").stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         trip.move()
         time.sleep(0.2)
         trip.move(back=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from dataclasses import astuple, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from timeshim._native import lib
@@ -75,43 +75,50 @@ class Thread:
     children: Used = field(default_factory=Used)
 
 
-def _words(directory: Path, file: str) -> dict[str, int]:
-    """Return the lines ``name: number`` of a file, or nothing of one that is not there."""
-    found = {}
-    with contextlib.suppress(OSError):  # a zombie has no io
-        for line in (directory / file).read_text().splitlines():
-            name, _, value = line.partition(":")
-            with contextlib.suppress(ValueError, IndexError):
-                found[name] = int(value.split()[0])
-    return found
+_IO = re.compile(rb"^(?:read|write)_bytes: (\d+)", re.MULTILINE)
+_SWITCHES = re.compile(rb"^(?:non)?voluntary_ctxt_switches:\t(\d+)", re.MULTILINE)
+_PEAK = re.compile(rb"^VmHWM:\s*(\d+)", re.MULTILINE)
 
 
-def _count(used: Used, directory: Path) -> None:
-    """Fill in what /proc tells in other files than stat; of a process, what is known of a thread."""
-    io, status = _words(directory, "io"), _words(directory, "status")
-    used.blocks_in = io.get("read_bytes", 0) >> 9
-    used.blocks_out = io.get("write_bytes", 0) >> 9
-    used.voluntary_switches = status.get("voluntary_ctxt_switches", 0)
-    used.involuntary_switches = status.get("nonvoluntary_ctxt_switches", 0)
-    used.peak_kb = status.get("VmHWM", 0)
+def _read(path: str) -> bytes:
+    """Return what a file of /proc says; there are some for each thread, while the task stands."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, 1 << 16)
+    finally:
+        os.close(fd)
 
 
-def _stat(directory: Path) -> list[str]:
+def _count_blocks(used: Used, directory: str) -> None:
+    with contextlib.suppress(OSError):  # a kernel that does not count them
+        used.blocks_in, used.blocks_out = (
+            int(count) >> 9 for count in _IO.findall(_read(f"{directory}/io"))
+        )
+
+
+def _stat(directory: str) -> list[bytes]:
     """Return the fields of proc_pid_stat(5) from the third on."""
-    return (directory / "stat").read_text().rpartition(")")[2].split()
+    return _read(f"{directory}/stat").rpartition(b")")[2].split()
 
 
-def _read_thread(directory: Path, *, up: bool) -> Thread:
-    tid = int(directory.name)
+def _read_thread(directory: str, tid: int, *, up: bool) -> Thread:
     fields = _stat(directory)
     thread = Thread(tid, int(fields[1]), lib.ts_robust_list(tid), int(fields[19]) * TICK_NS)
-    total = int((directory / "schedstat").read_text().split()[0])
+    total = int(_read(f"{directory}/schedstat").split()[0])
     _fill(thread.own, total, fields, up=up)
-    _count(thread.own, directory)
+    _count_blocks(thread.own, directory)
+    status = _read(f"{directory}/status")
+    voluntary, involuntary = _SWITCHES.findall(status)
+    thread.own.voluntary_switches, thread.own.involuntary_switches = (
+        int(voluntary),
+        int(involuntary),
+    )
+    peak = _PEAK.search(status)  # a zombie has no memory any more
+    thread.own.peak_kb = int(peak[1]) if peak else 0
     return thread
 
 
-def _fill(used: Used, total: int, fields: list[str], *, up: bool) -> None:
+def _fill(used: Used, total: int, fields: list[bytes], *, up: bool) -> None:
     user, system = int(fields[11]), int(fields[12])
     if up:
         used.set_rounded_up(total, user, system)
@@ -129,28 +136,33 @@ def read(pids: Iterable[int], *, up: bool) -> list[Thread]:
     """
     threads = []
     for pid in pids:
-        process, first, switches = Path(f"/proc/{pid}"), None, [0, 0]
-        for directory in (process / "task").iterdir():
+        process = f"/proc/{pid}"
+        here = []
+        for tid in map(int, os.listdir(f"{process}/task")):
             with contextlib.suppress(OSError):  # a thread that is a zombie
-                thread = _read_thread(directory, up=up)
-                threads.append(thread)
-                switches[0] += thread.own.voluntary_switches
-                switches[1] += thread.own.involuntary_switches
-                if thread.thread == pid:
-                    first = thread
-                else:
-                    thread.parent = 0
-        if not first:
-            continue
-        fields = _stat(process)
-        _fill(first.process, time.clock_gettime_ns((~pid << 3) | _SCHEDULED), fields, up=up)
-        _count(first.process, process)
-        # of threads that have ended nobody but the process itself is told
-        first.process.voluntary_switches, first.process.involuntary_switches = switches
-        both = (int(fields[13]) + int(fields[14])) * TICK_NS
-        if up and both:
-            both += 2 * TICK_NS
-        children = [*fields[:11], *fields[13:15]]
-        _fill(first.children, both, children, up=up)
-        first.children.minor_faults, first.children.major_faults = int(fields[8]), int(fields[10])
+                here.append(_read_thread(f"{process}/task/{tid}", tid, up=up))
+        for thread in here:
+            if thread.thread == pid:
+                _read_process(thread, here, up=up)
+            else:
+                thread.parent = 0
+        threads += here
     return threads
+
+
+def _read_process(first: Thread, threads: list[Thread], *, up: bool) -> None:
+    """Fill in what the process of a first thread used, and its children."""
+    pid = first.thread
+    fields = _stat(f"/proc/{pid}")
+    _fill(first.process, time.clock_gettime_ns((~pid << 3) | _SCHEDULED), fields, up=up)
+    _count_blocks(first.process, f"/proc/{pid}")
+    first.process.peak_kb = first.own.peak_kb
+    # of threads that have ended nobody but the process itself is told
+    for thread in threads:
+        first.process.voluntary_switches += thread.own.voluntary_switches
+        first.process.involuntary_switches += thread.own.involuntary_switches
+    both = (int(fields[13]) + int(fields[14])) * TICK_NS
+    if up and both:
+        both += 2 * TICK_NS
+    _fill(first.children, both, [*fields[:11], *fields[13:15]], up=up)
+    first.children.minor_faults, first.children.major_faults = int(fields[8]), int(fields[10])

@@ -2,16 +2,13 @@
 /*
  * usage.c - uses resources, itself and in children, and reports what getrusage() and waits say.
  *
- * Before SIGTERM it looks at getrusage() again and again.  Then its children end, in each of the
- * ways to wait for one.  It prints a JSON object:
- *   SELF, THREAD, CHILDREN  how each field went: first, last, backward (how often)
- *   waited                  what the waits that tell a child's use told of it
- *   all, cutime_us          CHILDREN when all have been waited for; and by times()
- *   child_clock_us          what a child had used, by its CPU clock
- *   cpu_sleep_us            how long it slept until 50 ms more of its own CPU time were used
- * and another when it has executed itself:
- *   self, children          getrusage() once more
- * Times in microseconds.
+ * When all have, it prints "ready"; then, before SIGTERM, it looks at getrusage() again and again.
+ * Then its children end, in each of the ways to wait for one.  It prints a JSON object: SELF,
+ * THREAD, CHILDREN  how each field went: first, last, backward (how often) waited what the waits
+ * that tell a child's use told of it all, cutime_us          CHILDREN when all have been waited
+ * for; and by times() child_clock_us          what a child had used, by its CPU clock cpu_sleep_us
+ * how long it slept until 50 ms more of its own CPU time were used and another when it has executed
+ * itself: self, children          getrusage() once more Times in microseconds.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -121,6 +118,21 @@ static int64_t sleep_on_cpu_time(void)
 	return read_us(CLOCK_PROCESS_CPUTIME_ID) - start;
 }
 
+static int done[2]; /* a pipe: a byte of each process that has used what it will */
+
+static void write_byte(void)
+{
+	if (write(done[1], "", 1) != 1)
+		perror("write");
+}
+
+static void await_bytes(int count)
+{
+	for (char byte; count; count--)
+		while (read(done[0], &byte, 1) != 1)
+			;
+}
+
 /* A child that uses resources and then, but for a hasty one, waits for the end of all. */
 static pid_t begin(int hasty, int with_child)
 {
@@ -131,8 +143,9 @@ static pid_t begin(int hasty, int with_child)
 	if (with_child)
 		begin(0, 0);
 	use();
+	write_byte();
 	while (!hasty && !enough)
-		usleep(500);
+		usleep(10000);
 	if (with_child)
 		wait(NULL);
 	_exit(0);
@@ -168,6 +181,8 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	signal(SIGTERM, stop);
+	if (pipe(done))
+		return 1;
 	waitpid(begin(1, 0), NULL, 0);
 	plain = begin(0, 0);
 	parent = begin(0, 1);
@@ -177,6 +192,9 @@ int main(int argc, char **argv)
 	pthread_create(&thread, NULL, nap, NULL);
 	pthread_join(thread, NULL);
 	waitid(P_PID, (id_t)zombie, &info, WEXITED | WNOWAIT);
+	await_bytes(6);
+	printf("ready\n");
+	fflush(stdout);
 
 	for (int i = 0; i < 3; i++)
 		first[i] = last[i] = of(who[i]);
