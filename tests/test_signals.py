@@ -27,7 +27,7 @@ from timeshim.page import Page
 from timeshim.tasks import find
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from conftest import Program, Timeshim
 
@@ -38,14 +38,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into na
 WAIT_MS = 5000  # until it is frozen, on a busy machine
 TGKILL = 234  # asm/unistd_64.h
 NAME = f"signalled-{os.getpid()}"
-WAITS = 25  # threads of signalled.c
+WAITS = 26  # threads of signalled.c
 RESTARTED = {"read without end", "sem_wait"}  # with SA_RESTART
 MAIN = -1
 
 
 def threads_of(task: Task) -> list[int]:
     """Return the program's threads, the main one first, once all of them are asleep."""
-    pid = task.pids()[1]
+    pid = task.pids()[-1]
     deadline = time.monotonic() + 10
     quiet = 0
     while quiet < 5:
@@ -109,9 +109,10 @@ def run(
     how: str,
     signal_them: Callable[[list[int]], None],
     journey: Callable[[Timeshim, Task, Callable[[], None]], None],
+    within: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Return what each thread says, the main one last."""
-    command = [str(program("signalled")), str(WAIT_MS), *([how] if how else [])]
+    command = [*within, str(program("signalled")), str(WAIT_MS), *([how] if how else [])]
     timeshim.output("run", "--detach", "--name", NAME, "--", *command)
     task = find(NAME)
     threads = threads_of(task)
@@ -167,6 +168,13 @@ def test_for_the_process_when_its_main_thread_blocks(
     timeshim: Timeshim, program: Program, journey: Any
 ) -> None:
     assert wrong(run(timeshim, program, "main-blocks", signal_the_process, journey), {0}) == []
+
+
+def test_in_a_pid_namespace_of_the_tasks_own(timeshim: Timeshim, program: Program) -> None:
+    """Whose threads have other numbers there than the supervisor knows them by."""
+    within = ("unshare", "--pid", "--fork")
+    waits = run(timeshim, program, "", signal_every_second, fail_to_move, within)
+    assert wrong(waits, set(range(0, WAITS, 2))) == []
 
 
 @pytest.mark.parametrize(

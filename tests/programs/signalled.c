@@ -113,6 +113,12 @@ static int reading(void)
 	return (int)read(timed_socket(AF_INET, SOCK_DGRAM), &byte, 1);
 }
 
+static int raw_receiving(void)
+{
+	return (int)syscall(SYS_recvfrom, timed_socket(AF_INET, SOCK_DGRAM), &byte, 1, 0, NULL,
+			    NULL);
+}
+
 static int accepting(void)
 {
 	struct sockaddr_in any = { .sin_family = AF_INET };
@@ -243,6 +249,7 @@ static const struct wait {
 	{ "sigwaitinfo", signal_forever, 0 },
 	{ "recv", receiving, EAGAIN },
 	{ "read", reading, EAGAIN },
+	{ "syscall recvfrom", raw_receiving, EAGAIN },
 	{ "accept", accepting, EAGAIN },
 	{ "epoll_wait", epoll, 0 },
 	{ "epoll_wait without end", epoll_forever, 0 },
