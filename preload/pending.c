@@ -9,9 +9,11 @@
  * get_signal(), and the first that runs on takes whatever it does not block.  So the others that
  * could are held with ptrace(2) until it has been taken, a moment after the thaw.
  */
+#define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +25,10 @@
 #include <unistd.h>
 
 #include "supervise.h"
+
+#ifndef SYS_futex_waitv /* Linux 5.16 */
+#define SYS_futex_waitv 449
+#endif
 
 enum { NS_PER_MS = 1000000, PAUSE_NS = 20000, PATIENCE_MS = 100 };
 
@@ -151,12 +157,14 @@ static void await_held(int thread)
 	}
 }
 
-/* Those that fail with -ERESTARTNOHAND, and have written back what is left of their time. */
-static bool ends_with_any_handler(const struct user_regs_struct *regs)
+/* As which a call that a signal ends has failed inside the kernel (include/linux/errno.h), or 0. */
+static int restart_error(const struct user_regs_struct *call)
 {
-	switch (regs->rax) {
+	enum { ERESTARTSYS = 512, ERESTARTNOHAND = 514 };
+
+	switch (call->rax) {
 	case SYS_clock_nanosleep:
-		return regs->rsi & TIMER_ABSTIME;
+		return call->rsi & TIMER_ABSTIME ? ERESTARTNOHAND : 0;
 	case SYS_msgrcv:
 	case SYS_msgsnd:
 	case SYS_pause:
@@ -164,33 +172,72 @@ static bool ends_with_any_handler(const struct user_regs_struct *regs)
 	case SYS_pselect6:
 	case SYS_rt_sigsuspend:
 	case SYS_select:
-		return true;
+		return ERESTARTNOHAND;
+
+	case SYS_fcntl:
+		return call->rsi == F_SETLKW || call->rsi == F_OFD_SETLKW ? ERESTARTSYS : 0;
+	case SYS_futex:
+		switch (call->rsi & FUTEX_CMD_MASK) {
+		case FUTEX_WAIT:
+		case FUTEX_WAIT_BITSET:
+			return ERESTARTSYS;
+		default:
+			return 0;
+		}
+	case SYS_accept:
+	case SYS_accept4:
+	case SYS_connect:
+	case SYS_flock:
+	case SYS_futex_waitv:
+	case SYS_mq_timedreceive:
+	case SYS_mq_timedsend:
+	case SYS_read:
+	case SYS_readv:
+	case SYS_recvfrom:
+	case SYS_recvmmsg:
+	case SYS_recvmsg:
+	case SYS_sendmmsg:
+	case SYS_sendmsg:
+	case SYS_sendto:
+	case SYS_wait4:
+	case SYS_waitid:
+	case SYS_write:
+	case SYS_writev:
+		return ERESTARTSYS;
 	default:
-		return false;
+		return 0;
 	}
 }
 
+static bool executed_again(int thread, const struct user_regs_struct *regs)
+{
+	long code;
+
+	errno = 0;
+	code = ptrace(PTRACE_PEEKTEXT, thread, regs->rip, NULL);
+	/* the instruction has left in rcx what comes behind it, unless this is the first time */
+	return !errno && (code & 0xffff) == 0x050f && regs->rcx == regs->rip + 2;
+}
+
 /*
- * A call that a handler ends, whatever its flags, the kernel executes again if there is none.  CRIU
- * does so even if one is about to run (compel's get_task_regs()): it comes before the call
- * then, which nothing ends.  So let the call have failed.
+ * Whether a call that a signal has interrupted is executed again or fails with EINTR, the kernel
+ * decides when it knows whether a handler runs, and with which flags (handle_signal() in
+ * arch/x86/kernel/signal.c).  CRIU has decided before (compel's get_task_regs()): again, so that
+ * the handler would come before a call that nothing ends.  So put it back to before that decision.
  */
-static void end_call(const struct thread *thread)
+static void leave_decision_to_kernel(const struct thread *thread)
 {
 	struct user_regs_struct regs;
-	long code;
 
 	if (!hold(thread))
 		return;
 	await_held(thread->id);
-	if (!ptrace(PTRACE_GETREGS, thread->id, NULL, &regs) && ends_with_any_handler(&regs)) {
-		errno = 0;
-		code = ptrace(PTRACE_PEEKTEXT, thread->id, regs.rip, NULL);
-		if (!errno && (code & 0xffff) == 0x050f) { /* syscall */
-			regs.rip += 2;
-			regs.rax = -EINTR;
-			ptrace(PTRACE_SETREGS, thread->id, NULL, &regs);
-		}
+	if (!ptrace(PTRACE_GETREGS, thread->id, NULL, &regs) && restart_error(&regs) &&
+	    executed_again(thread->id, &regs)) {
+		regs.orig_rax = regs.rax;
+		regs.rax = -restart_error(&regs);
+		regs.rip += 2;
+		ptrace(PTRACE_SETREGS, thread->id, NULL, &regs);
 	}
 	ptrace(PTRACE_DETACH, thread->id, NULL, NULL);
 }
@@ -227,7 +274,7 @@ struct ts_held *ts_find_signalled(struct ts_signal_area *area, uint64_t generati
 		if (!threads[i].taken && !(threads[i].own & first.caught & ~threads[i].blocked))
 			continue;
 		ts_note_signalled(area, threads[i].inner, generation);
-		end_call(&threads[i]);
+		leave_decision_to_kernel(&threads[i]);
 	}
 	if (shared)
 		held = hold_others(pid, threads, count, shared, held);

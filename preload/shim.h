@@ -161,6 +161,13 @@ static inline bool still(uint64_t seen)
 	return likely(__atomic_load_n(&shim.clocks->generation, __ATOMIC_RELAXED) == seen);
 }
 
+/* Has any socket of the task ever been given a time-out?  See socket.c. */
+static inline bool socket_timeouts_in_use(void)
+{
+	attach_first();
+	return unlikely(__atomic_load_n(&shim.task->socket_timeouts, __ATOMIC_RELAXED));
+}
+
 static inline const struct ts_epoch *epoch_of(uint64_t seen)
 {
 	return &shim.clocks->epoch[seen & 1];

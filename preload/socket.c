@@ -63,18 +63,12 @@ static bool transfer_again(struct transfer *transfer, int fd, int option)
 	return count > 0;
 }
 
-static inline bool timeouts_in_use(void)
-{
-	attach_first();
-	return unlikely(__atomic_load_n(&shim.task->socket_timeouts, __ATOMIC_RELAXED));
-}
-
 /* Evaluates call until it ends for a reason of its own. */
 #define TRANSFER(fd, option, call)                                                                 \
 	({                                                                                         \
 		__typeof__(call) result;                                                           \
                                                                                                    \
-		if (timeouts_in_use()) {                                                           \
+		if (socket_timeouts_in_use()) {                                                    \
 			struct transfer transfer = transfer_begin();                               \
                                                                                                    \
 			do                                                                         \

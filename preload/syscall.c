@@ -108,19 +108,33 @@ typedef long function_of_six(long, long, long, long, long, long);
 
 /* Calls a function of the shim's that takes the same arguments and returns an int or as few bits.
  */
+static int call(void *function, const long *arg)
+{
+	return (int)((function_of_six *)function)(arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
+}
+
+/* The same for one that is a cancellation point. */
 static int uncancelled(void *function, const long *arg)
 {
 	int state, ret;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
-	ret = (int)((function_of_six *)function)(arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
+	ret = call(function, arg);
 	pthread_setcancelstate(state, NULL);
 	return ret;
 }
 
-/* What is read and written in one call is less than 2^31 bytes (read(2)). */
 #define NAMESAKE(name)                                                                             \
 	case SYS_##name:                                                                           \
+		return call((void *)name, arg)
+#define WAIT(name)                                                                                 \
+	case SYS_##name:                                                                           \
+		return uncancelled((void *)name, arg)
+/* What is read and written in one call is less than 2^31 bytes (read(2)). */
+#define TRANSFER(name)                                                                             \
+	case SYS_##name:                                                                           \
+		if (!socket_timeouts_in_use())                                                     \
+			break;                                                                     \
 		return uncancelled((void *)name, arg)
 
 long syscall(long number, ...)
@@ -160,9 +174,6 @@ long syscall(long number, ...)
 		break;
 	case SYS_rt_sigtimedwait:
 		return signal_wait(arg);
-	case SYS_timerfd_settime:
-		return timerfd_settime((int)arg[0], (int)arg[1], (const struct itimerspec *)arg[2],
-				       (struct itimerspec *)arg[3]);
 	case SYS_epoll_pwait:
 	case SYS_epoll_pwait2:
 		if (arg[4] && arg[5] != SIGSET_BYTES)
@@ -171,26 +182,29 @@ long syscall(long number, ...)
 							     : (void *)epoll_pwait2,
 				   arg);
 
-		NAMESAKE(accept);
-		NAMESAKE(accept4);
-		NAMESAKE(epoll_wait);
 		NAMESAKE(execve);
 		NAMESAKE(execveat);
-		NAMESAKE(nanosleep);
-		NAMESAKE(poll);
-		NAMESAKE(read);
-		NAMESAKE(readv);
-		NAMESAKE(recvfrom);
-		NAMESAKE(recvmmsg);
-		NAMESAKE(recvmsg);
 		NAMESAKE(semop);
 		NAMESAKE(semtimedop);
-		NAMESAKE(sendmmsg);
-		NAMESAKE(sendmsg);
-		NAMESAKE(sendto);
 		NAMESAKE(setsockopt);
-		NAMESAKE(write);
-		NAMESAKE(writev);
+		NAMESAKE(timerfd_settime);
+
+		WAIT(epoll_wait);
+		WAIT(nanosleep);
+		WAIT(poll);
+
+		TRANSFER(accept);
+		TRANSFER(accept4);
+		TRANSFER(read);
+		TRANSFER(readv);
+		TRANSFER(recvfrom);
+		TRANSFER(recvmmsg);
+		TRANSFER(recvmsg);
+		TRANSFER(sendmmsg);
+		TRANSFER(sendmsg);
+		TRANSFER(sendto);
+		TRANSFER(write);
+		TRANSFER(writev);
 	}
 	return result(kernel_call(number, arg));
 }

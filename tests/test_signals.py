@@ -21,11 +21,13 @@ from test_failures import breaking
 from test_relative import results
 
 from harness.migrate import Options, Progress, migrate
+from timeshim._native import lib
 from timeshim.control import Control
+from timeshim.page import Page
 from timeshim.tasks import find
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from conftest import Program, Timeshim
 
@@ -36,13 +38,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into na
 WAIT_MS = 5000  # until it is frozen, on a busy machine
 TGKILL = 234  # asm/unistd_64.h
 NAME = f"signalled-{os.getpid()}"
-WAITS = 23  # threads of signalled.c
+WAITS = 26  # threads of signalled.c
+RESTARTED = {"read without end", "sem_wait"}  # with SA_RESTART
 MAIN = -1
 
 
 def threads_of(task: Task) -> list[int]:
     """Return the program's threads, the main one first, once all of them are asleep."""
-    pid = task.pids()[1]
+    pid = task.pids()[-1]
     deadline = time.monotonic() + 10
     quiet = 0
     while quiet < 5:
@@ -56,9 +59,13 @@ def threads_of(task: Task) -> list[int]:
     return sorted(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())
 
 
-def signal_every_second(threads: list[int], first: int = 0) -> None:
-    for thread in threads[1 + first :: 2]:
+def signal_all(threads: list[int], first: int = 0, step: int = 1) -> None:
+    for thread in threads[1 + first :: step]:
         assert ctypes.CDLL(None).syscall(TGKILL, threads[0], thread, signal.SIGUSR1) == 0
+
+
+def signal_every_second(threads: list[int], first: int = 0) -> None:
+    signal_all(threads, first, 2)
 
 
 def signal_the_process(threads: list[int]) -> None:
@@ -102,9 +109,10 @@ def run(
     how: str,
     signal_them: Callable[[list[int]], None],
     journey: Callable[[Timeshim, Task, Callable[[], None]], None],
+    within: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Return what each thread says, the main one last."""
-    command = [str(program("signalled")), str(WAIT_MS), *([how] if how else [])]
+    command = [*within, str(program("signalled")), str(WAIT_MS), *([how] if how else [])]
     timeshim.output("run", "--detach", "--name", NAME, "--", *command)
     task = find(NAME)
     threads = threads_of(task)
@@ -112,13 +120,16 @@ def run(
     return results(timeshim, NAME)
 
 
-def wrong(waits: list[dict[str, Any]], handlers: set[int]) -> list[str]:
+def wrong(
+    waits: list[dict[str, Any]], handlers: set[int], restarted: Iterable[str] = ()
+) -> list[str]:
     """Say what is wrong if a handler is to run in these threads and no others."""
     handlers = {index % len(waits) for index in handlers}
     found = []
     for index, wait in enumerate(waits):
         times = int(index in handlers)
-        expected = "EINTR" if times and wait["wait"] != "main" else wait["expected"]
+        interrupted = times and wait["wait"] not in {"main", *restarted}
+        expected = "EINTR" if interrupted else wait["expected"]
         if (wait["returned"], wait["handled"]) != (expected, times):
             found.append(f"{wait['wait']}: {wait['returned']}, handled {wait['handled']} times")
     return found
@@ -139,6 +150,14 @@ def test_for_threads(timeshim: Timeshim, program: Program, journey: Any, first: 
 
 
 @journeys
+def test_for_threads_whose_handler_restarts(
+    timeshim: Timeshim, program: Program, journey: Any
+) -> None:
+    waits = run(timeshim, program, "restart", signal_all, journey)
+    assert wrong(waits, set(range(WAITS)), RESTARTED) == []
+
+
+@journeys
 def test_for_the_process(timeshim: Timeshim, program: Program, journey: Any) -> None:
     """The main thread's, as Linux has it, although all of them could take it when they run on."""
     assert wrong(run(timeshim, program, "", signal_the_process, journey), {MAIN}) == []
@@ -149,6 +168,13 @@ def test_for_the_process_when_its_main_thread_blocks(
     timeshim: Timeshim, program: Program, journey: Any
 ) -> None:
     assert wrong(run(timeshim, program, "main-blocks", signal_the_process, journey), {0}) == []
+
+
+def test_in_a_pid_namespace_of_the_tasks_own(timeshim: Timeshim, program: Program) -> None:
+    """Whose threads have other numbers there than the supervisor knows them by."""
+    within = ("unshare", "--pid", "--fork")
+    waits = run(timeshim, program, "", signal_every_second, fail_to_move, within)
+    assert wrong(waits, set(range(0, WAITS, 2))) == []
 
 
 @pytest.mark.parametrize(
@@ -164,3 +190,15 @@ def test_an_event_wakes_one_of_those_who_wait_for_it(timeshim: Timeshim, program
     threads, events = 8, 100
     slept = int(timeshim.output("run", "--", program("herd"), str(threads), str(events)))
     assert events <= slept < 2 * events
+
+
+def test_a_full_table_forgets_what_is_oldest(tmp_path: Path) -> None:
+    with Page.create(tmp_path / "page", "mine", 10**9) as page:
+        same_place = [77 + n * lib.TS_SIGNALLED for n in range(lib.TS_SIGNALLED_NEAR + 1)]
+        for generation, thread in enumerate(same_place, start=5):
+            page.restore_signalled({thread: generation})
+        expected = dict(enumerate(same_place[1:], start=6))
+        assert page.signalled() == {thread: at for at, thread in expected.items()}
+        page.restore_signalled({same_place[3]: 99})
+        assert page.signalled()[same_place[3]] == 99
+        assert len(page.signalled()) == lib.TS_SIGNALLED_NEAR

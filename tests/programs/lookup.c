@@ -51,6 +51,15 @@ static bool in_libc(void *function)
 	return dladdr(function, &info) && strstr(info.dli_fname, "libc.so.6");
 }
 
+static bool same_library(const char *name, const char *other)
+{
+	Dl_info info, other_info;
+
+	return dladdr(dlsym(RTLD_DEFAULT, name), &info) &&
+	       dladdr(dlsym(RTLD_DEFAULT, other), &other_info) &&
+	       info.dli_fbase == other_info.dli_fbase;
+}
+
 int main(void)
 {
 	void *libc = dlopen("libc.so.6", RTLD_LAZY), *program = dlopen(NULL, RTLD_LAZY), *found;
@@ -82,6 +91,12 @@ int main(void)
 			library_next_version("pthread_cond_timedwait", old) == found);
 	must_be("and another one", found != dlvsym(libc, "pthread_cond_timedwait", "GLIBC_2.3.2"));
 	must_be("what the shim does not treat is libc's", in_libc(dlsym(libc, "strlen")));
+
+	must_be("names with underscores",
+		same_library("__clock_gettime", "clock_gettime") &&
+			same_library("__nanosleep", "nanosleep") &&
+			same_library("__read", "read") && same_library("__send", "send") &&
+			same_library("__write", "write") && same_library("__poll", "nanosleep"));
 
 	/* it has one of its own, which calls the next one */
 	poll(NULL, 0, 0);

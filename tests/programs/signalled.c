@@ -2,7 +2,7 @@
 /*
  * signalled.c - a thread in every wait that a signal interrupts, and whose the handler was.
  *
- *     signalled MILLISECONDS [main-blocks | block | ignore]
+ *     signalled MILLISECONDS [main-blocks | block | ignore | restart]
  *
  * For each thread in the order in which they are created, prints a JSON object: how its wait ended,
  * and how often SIGUSR1's handler ran in it; the last one is the main thread's, which waits for
@@ -113,6 +113,12 @@ static int reading(void)
 	return (int)read(timed_socket(AF_INET, SOCK_DGRAM), &byte, 1);
 }
 
+static int raw_receiving(void)
+{
+	return (int)syscall(SYS_recvfrom, timed_socket(AF_INET, SOCK_DGRAM), &byte, 1, 0, NULL,
+			    NULL);
+}
+
 static int accepting(void)
 {
 	struct sockaddr_in any = { .sin_family = AF_INET };
@@ -217,6 +223,19 @@ static int epoll_forever(void)
 	return epoll_wait(fd, &readable, 1, -1) < 0 ? -1 : 0;
 }
 
+static int data[2]; /* of another pipe */
+static sem_t never;
+
+static int reading_forever(void)
+{
+	return (int)read(data[0], &byte, 1);
+}
+
+static int semaphore_forever(void)
+{
+	return sem_wait(&never);
+}
+
 static const struct wait {
 	const char *name;
 	int (*call)(void);
@@ -230,6 +249,7 @@ static const struct wait {
 	{ "sigwaitinfo", signal_forever, 0 },
 	{ "recv", receiving, EAGAIN },
 	{ "read", reading, EAGAIN },
+	{ "syscall recvfrom", raw_receiving, EAGAIN },
 	{ "accept", accepting, EAGAIN },
 	{ "epoll_wait", epoll, 0 },
 	{ "epoll_wait without end", epoll_forever, 0 },
@@ -245,8 +265,10 @@ static const struct wait {
 	{ "clock_nanosleep TIMER_ABSTIME", sleeping_until, 0 },
 	{ "select", selecting, 0 },
 	{ "ppoll", ppolling, 0 },
+	{ "read without end", reading_forever, 0 },
+	{ "sem_wait", semaphore_forever, 0 },
 };
-enum { WAITS = sizeof(waits) / sizeof(waits[0]), ENDLESS = 2 };
+enum { WAITS = sizeof(waits) / sizeof(waits[0]), ENDLESS = 4 };
 
 static __thread volatile int handled;
 static atomic_int ended;
@@ -292,15 +314,18 @@ int main(int argc, char **argv)
 	unblock = !strcmp(how, "main-blocks");
 	milliseconds = atol(argv[1]);
 	span = (struct timespec){ milliseconds / 1000, milliseconds % 1000 * 1000000 };
+	if (!strcmp(how, "restart"))
+		action.sa_flags = SA_RESTART;
 	sigaction(SIGUSR1, &action, NULL);
 	sigemptyset(&usr1);
 	sigaddset(&usr1, SIGUSR1);
 	sigemptyset(&usr2);
 	sigaddset(&usr2, SIGUSR2);
 	pthread_sigmask(SIG_BLOCK, &usr2, NULL);
-	if (*how && strcmp(how, "ignore"))
+	if (unblock || !strcmp(how, "block"))
 		pthread_sigmask(SIG_BLOCK, &usr1, NULL);
-	if (pipe(ends))
+	sem_init(&never, 0, 0);
+	if (pipe(ends) || pipe(data))
 		abort();
 
 	for (int i = 0; i < WAITS; i++)
@@ -308,7 +333,8 @@ int main(int argc, char **argv)
 	while (ended < WAITS - ENDLESS)
 		nanosleep(&(struct timespec){ 0, 10000000 }, NULL);
 	pthread_kill(signal_waiter, SIGUSR2);
-	if (write(ends[1], &byte, 1) < 0)
+	sem_post(&never);
+	if (write(ends[1], &byte, 1) < 0 || write(data[1], &byte, 1) < 0)
 		abort();
 	for (int i = 0; i < WAITS; i++) {
 		pthread_join(thread[i], NULL);
