@@ -168,6 +168,13 @@ int ts_borrow_descriptor(int pid, int fd)
 	return borrowed;
 }
 
+void ts_forward_timer(int fd)
+{
+	struct itimerspec setting;
+
+	timerfd_gettime(fd, &setting);
+}
+
 void ts_set_timer(int fd, bool absolute, int64_t value, int64_t interval, uint64_t ticks)
 {
 	struct itimerspec setting = {

@@ -73,6 +73,12 @@ uint64_t ts_robust_list(int thread);
 int ts_borrow_descriptor(int pid, int fd);
 
 /*
+ * Has a timerfd with an interval that rang, and waits to be read before it counts on, do so: else
+ * nothing tells when it will ring next (timerfd_gettime(2) as do_timerfd_gettime() makes it).
+ */
+void ts_forward_timer(int fd);
+
+/*
  * Sets a timerfd, in nanoseconds of its clock in our time namespace; ticks: how often it rang
  * without anybody reading it, which setting it would forget.
  */

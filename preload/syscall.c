@@ -60,9 +60,18 @@ static bool has_deadline(const long *futex)
 }
 
 /*
- * Executes a system call whose argument number which is a deadline on a clock.  CRIU has it
- * return EINTR on the other host; then it goes on.
+ * What ended a wait, as an error number to ask wait_again() about.  Older futex operations return
+ * EINTR when a thread is frozen; futex_waitv is executed again, so if it does, a handler ran, and
+ * that may be long after the migration.
  */
+static int cause(long number, long ret)
+{
+	if (ret >= 0 || (number == SYS_futex_waitv && ret == -EINTR))
+		return 0;
+	return (int)-ret;
+}
+
+/* Executes a system call whose argument number which is a deadline on a clock. */
 static long until(long number, long *arg, int which, clockid_t clock)
 {
 	struct wait wait;
@@ -71,7 +80,7 @@ static long until(long number, long *arg, int which, clockid_t clock)
 	arg[which] = (long)wait_begin(&wait, clock, (const struct timespec *)arg[which]);
 	do
 		ret = kernel_call(number, arg);
-	while (wait_again(&wait, ret < 0 ? (int)-ret : 0));
+	while (wait_again(&wait, cause(number, ret)));
 	wait_end(&wait);
 	return result(ret);
 }

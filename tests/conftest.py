@@ -22,6 +22,7 @@ import pytest
 import summary
 
 PROGRAMS = Path(__file__).parent / "programs"
+CORPUS = Path(__file__).parent / "corpus"
 PRELOAD = Path(__file__).parents[1] / "preload"
 CFLAGS = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SECONDS = 30.0
@@ -73,6 +74,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
         return built[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile the corpus of interfaces, see tests/corpus/main.c."""
+    return compile_c(tmp_path_factory.mktemp("corpus") / "corpus", *sorted(CORPUS.glob("*.c")))
 
 
 class Timeshim:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from conftest import Timeshim
 
 from harness.hostlink import link
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from harness.hosts import Host
 
 TIMESHIM = Timeshim.command[0]
+WORLDS: dict[str, tuple[str, ...]] = {"time namespace": (), "page only": ("--no-time-namespace",)}
+
+direction = pytest.mark.parametrize("sign", [1, -1], ids=["ahead", "behind"])
 
 
 @dataclass

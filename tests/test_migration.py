@@ -1,8 +1,6 @@
-"""Programs that read clocks and wait, moved between hosts whose clocks differ.
+"""Programs that do nothing but read clocks, moved so often that some are frozen in a read.
 
-Every test runs in two worlds: with the time namespace that CRIU makes for a restored task, whose
-clocks then nearly go on by themselves, and without it, where only the page carries them. And each
-is run without the shim as well, where it must fail: else it would prove nothing.
+What one migration does to every interface is in the matrix, see test_surface.py.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import PRELOAD, Program, Timeshim, compile_c
-from journey import journey
 
 from preload.build import COMMON_FLAGS, SHIM_FLAGS, SHIM_LINK, SHIM_SOURCES
 from timeshim.tasks import all_tasks, find
@@ -31,13 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
 
 MS = 1_000_000
-WORLDS = {"time namespace": (), "page only": ("--no-time-namespace",)}
-WAIT_MS = 2000
-WAITS, TIMERS = 15, 2  # what waits.c waits for, and how much of that is timer descriptors
 SPINNER = f"spinner-{os.getpid()}"  # whatever else runs on this machine
-
-world = pytest.mark.parametrize("options", WORLDS.values(), ids=WORLDS)
-direction = pytest.mark.parametrize("sign", [1, -1], ids=["ahead", "behind"])
 
 
 def wrong_clocks(summaries: list[dict[str, Any]], threads: list[dict[str, Any]]) -> list[str]:
@@ -60,101 +51,6 @@ def wrong_clocks(summaries: list[dict[str, Any]], threads: list[dict[str, Any]])
             if abs(error) > slack:
                 wrong.append(f"{clock} is off by {error / MS:.3f} ms")
     return wrong
-
-
-@world
-@direction
-@pytest.mark.parametrize("clocks", ["shim", "none"])
-def test_reads(program: Program, sign: int, options: tuple[str, ...], clocks: str) -> None:
-    with journey(sign * 95_000) as trip:
-        trip.launch(str(program("watch")), "2", clocks=clocks)
-        time.sleep(0.3)
-        summary = trip.move(*options)
-        time.sleep(0.3)
-        trip.terminate(trip.there)
-        threads = trip.results(trip.there)
-    wrong = wrong_clocks([summary], threads)
-    print(
-        f"blackout {summary['blackout_ns'] / MS:.1f} ms, "
-        f"continuity error at most {summary['continuity_ns'] / MS:.3f} ms; {wrong or 'all right'}"
-    )
-    if clocks == "shim":
-        assert wrong == []
-    else:
-        assert wrong != []
-
-
-def wrong_waits(summary: dict[str, Any], waits: list[dict[str, Any]]) -> list[str]:
-    """Say which of `waits` did not end when it should have, within 50 ms."""
-    wrong = []
-    for wait in waits:
-        late = wait["took_ns"] - wait["asked_ns"]
-        # a deadline on BOOTTIME comes nearer during the blackout, one on MONOTONIC does not
-        blackout = 0 if wait["boottime"] else summary["blackout_ns"]
-        late_in_reality = wait["real_ns"] - wait["asked_ns"] - blackout
-        if wait["returned"] != "as expected":
-            wrong.append(f"{wait['wait']} returned {wait['returned']}")
-        if not 0 <= late < 50 * MS:
-            wrong.append(f"{wait['wait']} was late by {late / MS:.1f} ms on its own clock")
-        if not -MS <= late_in_reality < 50 * MS:
-            wrong.append(f"{wait['wait']} was late by {late_in_reality / MS:.1f} ms in reality")
-    return wrong
-
-
-@world
-@direction
-@pytest.mark.parametrize("clocks", ["shim", "none"])
-def test_waits(program: Program, sign: int, options: tuple[str, ...], clocks: str) -> None:
-    with journey(sign * 3) as trip:
-        trip.launch(str(program("waits")), str(WAIT_MS), clocks=clocks)
-        time.sleep(0.1)
-        summary = trip.move(*options)
-        waits = trip.results(trip.there)
-    wrong = wrong_waits(summary, waits)
-    if len(waits) < WAITS:
-        wrong.append(f"{WAITS - len(waits)} waits did not end")
-    print(
-        f"{len(waits)} waits over a blackout of {summary['blackout_ns'] / MS:.1f} ms: "
-        f"{wrong or 'all ended in time'}"
-    )
-    if clocks == "shim":
-        assert summary["waits"] == WAITS - TIMERS
-        assert wrong == []
-    else:
-        assert wrong != []
-
-
-@world
-@pytest.mark.xfail(strict=True, reason="CRIU lets POSIX timers count on before the task resumes")
-def test_posix_timers(program: Program, options: tuple[str, ...]) -> None:
-    with journey(3) as trip:
-        trip.launch(str(program("waits")), str(WAIT_MS), "timers")
-        time.sleep(0.1)
-        summary = trip.move(*options)
-        waits = trip.results(trip.there)
-    assert wrong_waits(summary, [wait for wait in waits if wait["wait"].startswith("timer ")]) == []
-
-
-@pytest.mark.parametrize("shift", ["+0s", "+497d", "-3s"])
-def test_waits_under_an_offset(timeshim: Timeshim, program: Program, shift: str) -> None:
-    printed = timeshim.output("run", "--monotonic", shift, program("waits"), "300", "timers")
-    waits = [json.loads(line) for line in printed.splitlines()]
-    assert len(waits) == WAITS + 2
-    assert wrong_waits({"blackout_ns": 0}, waits) == []
-
-
-@world
-def test_there_and_back_again(program: Program, options: tuple[str, ...]) -> None:
-    """A task that CRIU put into a time namespace once is dumped from it the next time."""
-    summaries = []
-    with journey(95_000) as trip:
-        trip.launch(str(program("watch")), "2")
-        for hop in range(6):
-            time.sleep(0.1)
-            summaries.append(trip.move(*options, back=hop % 2 == 1))
-        trip.terminate(trip.here)
-        threads = trip.results(trip.here)
-    assert wrong_clocks(summaries, threads) == []
 
 
 def spin_in_place(

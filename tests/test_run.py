@@ -256,16 +256,6 @@ def test_a_preload_of_the_users_stays(timeshim: Timeshim, tmp_path: Path) -> Non
 
 
 @SHIFTS
-def test_waits_end_on_time(timeshim: Timeshim, program: Program, shift: str) -> None:
-    lines = timeshim.output("run", "--monotonic", shift, program("deadlines")).splitlines()
-    assert len(lines) == 11
-    for line in lines:
-        name, err, late = line.split()
-        assert int(err) == (0 if name.startswith("clock_nanosleep") else 110), line
-        assert 0 <= int(late) < LATE, line
-
-
-@SHIFTS
 def test_python_waits_end_on_time(timeshim: Timeshim, shift: str) -> None:
     script = (
         (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_failures import breaking
-from test_relative import results
+from test_waits import results
 
 from harness.migrate import Options, Progress, migrate
 from timeshim._native import lib

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from journey import journey
-from test_migration import MS, WORLDS
+from journey import WORLDS, journey
+from test_migration import MS
 
 if TYPE_CHECKING:
     from conftest import Program

@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,14 @@ class Timer:
     ticks: int
     """How often it rang without anybody reading it."""
 
+    def at_freeze(self, frozen: Clocks) -> Timer:
+        """Return it without what it rang between the freeze and being found, on a clock that stood still."""
+        if self.clock != time.CLOCK_MONOTONIC or not self.interval:
+            return self
+        early = max(0, (self.due - frozen.monotonic - 1) // self.interval)
+        rung = min(early, self.ticks)
+        return replace(self, due=self.due - rung * self.interval, ticks=self.ticks - rung)
+
 
 def find(pids: Iterable[int], epoch: Any, frame: Offsets) -> list[Timer]:
     """Return the timers of a frozen task.
@@ -75,6 +83,10 @@ def find(pids: Iterable[int], epoch: Any, frame: Offsets) -> list[Timer]:
 
 
 def _read(pid: int, fd: int, epoch: Any, frame: Offsets) -> Timer | None:
+    borrowed = lib.ts_borrow_descriptor(pid, fd)
+    if borrowed >= 0:
+        lib.ts_forward_timer(borrowed)
+        os.close(borrowed)
     match = _FIELDS.search(Path(f"/proc/{pid}/fdinfo/{fd}").read_text())
     if not match:
         return None
@@ -111,7 +123,8 @@ def prepare(timers: Iterable[Timer], frame: Offsets) -> Callable[[Any, Clocks], 
             held.append((fd, timer))
 
     def set_again(epoch: Any, frozen: Clocks) -> None:
-        for fd, timer in held:
+        for fd, found in held:
+            timer = found.at_freeze(frozen)
             absolute = True
             if timer.clock in _SHIFTED:
                 index, name = _SHIFTED[timer.clock]
