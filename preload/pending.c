@@ -8,6 +8,8 @@
  * kernel/signal.c), and natively only that one would have woken up.  But frozen threads wait inside
  * get_signal(), and the first that runs on takes whatever it does not block.  So the others that
  * could are held with ptrace(2) until it has been taken, a moment after the thaw.
+ *
+ * Nothing here may fail: what cannot be seen or held is as it would be without this file.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

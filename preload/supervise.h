@@ -46,8 +46,9 @@ size_t ts_correct_slots(struct ts_slot *slot, size_t count, const struct ts_epoc
 
 /*
  * Notes, for the generation that is about to begin, the threads of a frozen process that will then
- * handle a signal, and holds those that could take another one's instead.  Returns what
- * ts_release() is to be given a moment after the thaw, added to held.
+ * handle a signal; has the calls that those were in end as the kernel would have them; and holds
+ * threads that could take another one's signal.  Returns what ts_release() is to be given a
+ * moment after the thaw, added to held.
  */
 struct ts_held;
 struct ts_held *ts_find_signalled(struct ts_signal_area *area, uint64_t generation, int pid,
