@@ -174,6 +174,22 @@ def test_after_a_migration_that_failed(program: Program) -> None:
     assert wrong_rings(rings, Hop(paused, resume - MS)) == {}
 
 
+@pytest.mark.parametrize("kind", ["filtered", "stopped", "spinning", "waiting", "many"])
+def test_processes_that_are_not_easily_made_to_set_timers(program: Program, kind: str) -> None:
+    with journey(3) as trip:
+        trip.launch(str(program("injected")), kind, str(SPAN_MS))
+        time.sleep(0.1)
+        move(trip)
+        if kind == "stopped":
+            pid = trip.tasks(trip.there)[0]["pids"][1]
+            state = trip.there.run("cat", f"/proc/{pid}/stat").stdout.rpartition(")")[2].split()[0]
+            assert state == "T"
+            trip.there.run("kill", "-CONT", str(pid))
+        (result,) = trip.results(trip.there)
+    assert result["right"]
+    assert 0 <= result["late_ns"] < LATE
+
+
 def clocks_apart(trip: Journey) -> int:
     """Return how much real time is ahead of the task's MONOTONIC."""
     done = trip.here.run(TIMESHIM, "clocks", "--json", "traveller", check=False)
