@@ -102,6 +102,10 @@ def tell(summary: Summary) -> None:
         f"blackout {summary.blackout_ns / 1e6:.1f} ms, {summary.bytes / 1e6:.1f} MB sent, "
         f"{summary.waits} waits in progress corrected"
     )
+    if summary.timers_lost:
+        click.echo(
+            f"{summary.timers_lost} timers could not be set again, and will not ring", err=True
+        )
     if summary.clocks == "shim":
         click.echo(
             f"continuity: every clock within {summary.continuity_ns / 1e3:.0f} us "

@@ -56,6 +56,8 @@ class Summary:
     bytes: int
     waits: int
     """Waits in progress whose deadlines were corrected."""
+    timers_lost: int
+    """Timers that could not be set again: they do not ring."""
     freeze_ns: int
     """The clocks were read at most this long after the last instruction here."""
     resume_ns: int
@@ -133,6 +135,7 @@ def migrate(
         blackout_ns=running["blackout_ns"],
         bytes=size,
         waits=running["waits"],
+        timers_lost=running["timers_lost"],
         freeze_ns=export.freeze_ns,
         resume_ns=running["resume_ns"],
         advance_ns=running["advance_ns"],

@@ -1,7 +1,7 @@
 """Builds the C side: one cffi module for Python, two plain ELF files for the task.
 
 ``timeshim._native``
-    page.h, arith.h and supervise.h as Python sees them. Those headers are the only
+    page.h, arith.h, supervise.h, inject.h and hold.h as Python sees them. Those headers are the only
     declarations: cffi is given their text, not a copy.
 ``libtimeshim.so``, ``reaper``
     What runs inside the task. They are compiled with flags of their own instead of
@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 
 # all but the other two products' sources
 SHIM_SOURCES = sorted(
-    {path.name for path in HERE.glob("*.c")} - {"pending.c", "reaper.c", "supervise.c"}
+    {path.name for path in HERE.glob("*.c")}
+    - {"hold.c", "inject.c", "pending.c", "reaper.c", "supervise.c"}
 )
 
 COMMON_FLAGS = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
@@ -42,7 +43,9 @@ SHIM_LINK = ["-Wl,-z,initfirst,-z,now,-z,relro,-z,defs", "-Wl,-soname,libtimeshi
 
 def declarations() -> str:
     """Return the headers as text that cffi's C parser takes."""
-    text = "".join((HERE / name).read_text() for name in ("page.h", "supervise.h"))
+    text = "".join(
+        (HERE / name).read_text() for name in ("page.h", "supervise.h", "inject.h", "hold.h")
+    )
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     kept = [
         line
@@ -62,7 +65,7 @@ class build_ext(setuptools_build_ext):  # noqa: N801 - the name is setuptools'
         """Emit and compile the module, then what lies beside it."""
         ffi = FFI()
         ffi.cdef(declarations())
-        ffi.set_source(ext.name, '#include "arith.h"\n#include "supervise.h"')
+        ffi.set_source(ext.name, '#include "arith.h"\n#include "hold.h"\n#include "supervise.h"')
         emitted = Path(self.build_temp) / "_native.c"
         emitted.parent.mkdir(parents=True, exist_ok=True)
         ffi.emit_c_code(str(emitted))

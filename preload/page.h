@@ -26,8 +26,8 @@
 #define TIMESHIM_ABI 2
 
 #define TS_TASK_AREA 4096 /* file offset of struct ts_task_area: its own mapping */
-#define TS_CPU_AREA 4202496 /* file offset of struct ts_cpu_area: its own mapping */
-#define TS_SIGNAL_AREA 12591104 /* file offset of struct ts_signal_area: its own mapping */
+#define TS_CPU_AREA 4235264 /* file offset of struct ts_cpu_area: its own mapping */
+#define TS_SIGNAL_AREA 12623872 /* file offset of struct ts_signal_area: its own mapping */
 #define TS_SLOTS 65536 /* a power of two; untouched slots cost nothing (sparse) */
 
 /* The clocks that are shifted; each indexes ts_epoch.offset. */
@@ -94,12 +94,25 @@ struct ts_slot {
 	uint32_t reserved[3];
 };
 
+/*
+ * Which timers of timer_create() on CLOCK_REALTIME are set to an absolute time: the kernel tells
+ * what is left of a timer, but not whether that is a span, which stands still while the task is
+ * frozen, or ends at a time.  An entry is process id << 32 | the kernel's timer id; 0 = free, for
+ * process ids begin at 1.  A timer's is in one of the TS_TIMER_WAYS places of its row; if all were
+ * taken, the timer counts as set to a span.
+ */
+#define TS_TIMER_ROWS 256 /* row: (process id + timer id) % TS_TIMER_ROWS */
+#define TS_TIMER_WAYS 16
+
 struct ts_task_area {
 	uint64_t attached; /* processes that the shim attached to, ever; application */
 	uint64_t slots_exhausted; /* waits that found no free slot; application */
 	uint64_t socket_timeouts; /* non-zero once a socket was given one; application */
-	uint64_t reserved[5];
+	uint64_t interval_timers; /* non-zero once one was set by setitimer() or alarm();
+				     application */
+	uint64_t reserved[4];
 	struct ts_slot slot[TS_SLOTS];
+	uint64_t absolute_timer[TS_TIMER_ROWS][TS_TIMER_WAYS]; /* application */
 };
 
 /*
@@ -164,7 +177,7 @@ _Static_assert(TS_CPU_AREA % 4096 == 0, "a mapping begins there");
 _Static_assert(TS_SIGNAL_AREA >= TS_CPU_AREA + sizeof(struct ts_cpu_area), "the areas overlap");
 _Static_assert(TS_SIGNAL_AREA % 4096 == 0, "a mapping begins there");
 
-#define TS_PAGE_SIZE 12656640 /* bytes of the file */
+#define TS_PAGE_SIZE 12689408 /* bytes of the file */
 _Static_assert(TS_PAGE_SIZE == TS_SIGNAL_AREA + sizeof(struct ts_signal_area), "it is stale");
 
 #endif

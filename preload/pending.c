@@ -38,6 +38,7 @@ struct thread {
 	int id; /* as we number it */
 	uint32_t inner; /* as it does itself */
 	char state; /* proc_pid_status(5) */
+	bool traced; /* by us, for another purpose: stopped already (inject.h) */
 	uint64_t own, shared; /* pending for it alone, and for any thread of its process */
 	uint64_t blocked, caught;
 	uint64_t taken; /* of shared, what is meant for it */
@@ -77,6 +78,7 @@ static bool look_at(struct thread *thread, int pid, int id)
 	*thread = (struct thread){
 		.id = id,
 		.state = *field(status, "\nState:\t"),
+		.traced = atoi(field(status, "\nTracerPid:\t")) == getpid(),
 		.own = strtoull(field(status, "\nSigPnd:\t"), NULL, 16),
 		.shared = strtoull(field(status, "\nShdPnd:\t"), NULL, 16),
 		.blocked = strtoull(field(status, "\nSigBlk:\t"), NULL, 16),
@@ -144,16 +146,20 @@ static void doze(void)
 /* A frozen thread in any other state than S is out of a signal's reach: stopped, or in vfork(2). */
 static bool hold(const struct thread *thread)
 {
+	if (thread->traced)
+		return true;
 	if (thread->state != 'S' || ptrace(PTRACE_SEIZE, thread->id, NULL, NULL))
 		return false; /* somebody debugs it, or we may not */
 	ptrace(PTRACE_INTERRUPT, thread->id, NULL, NULL);
 	return true;
 }
 
-static void await_held(int thread)
+static void await_held(const struct thread *thread)
 {
+	if (thread->traced)
+		return;
 	for (int pause = 0; pause < PATIENCE_MS * NS_PER_MS / PAUSE_NS; pause++) {
-		if (waitpid(thread, NULL, __WALL | WNOHANG))
+		if (waitpid(thread->id, NULL, __WALL | WNOHANG))
 			return;
 		doze();
 	}
@@ -233,7 +239,7 @@ static void leave_decision_to_kernel(const struct thread *thread)
 
 	if (!hold(thread))
 		return;
-	await_held(thread->id);
+	await_held(thread);
 	if (!ptrace(PTRACE_GETREGS, thread->id, NULL, &regs) && restart_error(&regs) &&
 	    executed_again(thread->id, &regs)) {
 		regs.orig_rax = regs.rax;
@@ -241,7 +247,8 @@ static void leave_decision_to_kernel(const struct thread *thread)
 		regs.rip += 2;
 		ptrace(PTRACE_SETREGS, thread->id, NULL, &regs);
 	}
-	ptrace(PTRACE_DETACH, thread->id, NULL, NULL);
+	if (!thread->traced)
+		ptrace(PTRACE_DETACH, thread->id, NULL, NULL);
 }
 
 static struct ts_held *hold_others(int pid, const struct thread *threads, size_t count,
@@ -252,11 +259,12 @@ static struct ts_held *hold_others(int pid, const struct thread *threads, size_t
 	if (!held)
 		return next;
 	*held = (struct ts_held){ .next = next, .pid = pid, .signals = shared };
-	for (const struct thread *thread = threads; thread < threads + count; thread++)
-		if (!thread->taken && shared & ~thread->blocked && hold(thread))
-			held->thread[held->count++] = thread->id;
-	for (size_t i = 0; i < held->count; i++)
-		await_held(held->thread[i]);
+	for (size_t i = 0; i < count; i++)
+		if (!threads[i].taken && shared & ~threads[i].blocked && hold(&threads[i]))
+			held->thread[held->count++] = threads[i].id;
+	for (size_t i = 0; i < count; i++)
+		if (ts_is_held(held, threads[i].id))
+			await_held(&threads[i]);
 	return held;
 }
 
@@ -282,6 +290,15 @@ struct ts_held *ts_find_signalled(struct ts_signal_area *area, uint64_t generati
 		held = hold_others(pid, threads, count, shared, held);
 	free(threads);
 	return held;
+}
+
+bool ts_is_held(const struct ts_held *held, int thread)
+{
+	for (; held; held = held->next)
+		for (size_t i = 0; i < held->count; i++)
+			if (held->thread[i] == thread)
+				return true;
+	return false;
 }
 
 void ts_release(struct ts_held *held)

@@ -16,10 +16,12 @@
 #define TIMESHIM_SHIM_H
 
 #include <elf.h>
+#include <errno.h>
 #include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdbool.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 #include "arith.h"
@@ -127,6 +129,13 @@ static inline long kernel_call(long number, const long arg[6])
 			   "r"(r9)
 			 : "rcx", "r11", "memory");
 	return ret;
+}
+
+/* Is there no thread, nor process, of that id? */
+static inline bool is_dead(uint32_t thread)
+{
+	/* of threads as well, kill(2) says */
+	return kernel_call(SYS_kill, (const long[6]){ (long)thread, 0 }) == -ESRCH;
 }
 
 /* Index of a clock in ts_epoch.offset, or -1 for one that is not shifted. */

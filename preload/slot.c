@@ -35,15 +35,6 @@ static bool left_behind(const struct ts_slot *slot, uint64_t frame)
 	return slot->frame && slot->frame <= frame && !on_alternate_stack();
 }
 
-static bool is_dead(uint32_t thread)
-{
-	int saved = errno;
-	bool dead = kill((pid_t)thread, 0) && errno == ESRCH; /* of threads as well, kill(2) says */
-
-	errno = saved;
-	return dead;
-}
-
 static struct ts_slot *take(uint64_t frame)
 {
 	uint32_t self = (uint32_t)kernel_call(SYS_gettid, (const long[6]){ 0 });

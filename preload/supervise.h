@@ -55,6 +55,9 @@ struct ts_held *ts_find_signalled(struct ts_signal_area *area, uint64_t generati
 				  struct ts_held *held);
 void ts_release(struct ts_held *held);
 
+/* Is a thread to be let go by that? */
+bool ts_is_held(const struct ts_held *held, int thread);
+
 /* Notes a thread of which another host's page says so. */
 void ts_note_signalled(struct ts_signal_area *area, uint32_t thread, uint64_t generation);
 

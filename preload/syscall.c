@@ -26,6 +26,7 @@
 
 #include "interrupted.h"
 #include "slot.h"
+#include "timer.h"
 
 #ifndef FUTEX_LOCK_PI2 /* Linux 5.14 */
 #define FUTEX_LOCK_PI2 13
@@ -111,6 +112,26 @@ static long signal_wait(long *arg)
 		ret = result(kernel_call(SYS_rt_sigtimedwait, arg));
 	} while (ret < 0 && call_again(&call));
 	return ret;
+}
+
+static int raw_settime(timer_t id, int flags, const struct itimerspec *new, struct itimerspec *old)
+{
+	return (int)result(kernel_call(SYS_timer_settime,
+				       (const long[6]){ (long)id, flags, (long)new, (long)old }));
+}
+
+static long raw_create(const long *arg)
+{
+	long ret = kernel_call(SYS_timer_create, arg);
+	long id;
+
+	if (ret)
+		return result(ret);
+	id = *(int *)arg[2];
+	if (note_timer((timer_t)id, (clockid_t)arg[0]))
+		return 0;
+	kernel_call(SYS_timer_delete, (const long[6]){ id });
+	return result(-EAGAIN);
 }
 
 typedef long function_of_six(long, long, long, long, long, long);
@@ -214,6 +235,18 @@ long syscall(long number, ...)
 		TRANSFER(sendto);
 		TRANSFER(write);
 		TRANSFER(writev);
+	case SYS_setitimer:
+	case SYS_alarm:
+		declare_interval_timer();
+		break;
+	case SYS_timer_create:
+		return raw_create(arg);
+	case SYS_timer_delete:
+		forget_timer((timer_t)arg[0]);
+		break;
+	case SYS_timer_settime:
+		return set_timer(raw_settime, (timer_t)arg[0], (int)arg[1],
+				 (const struct itimerspec *)arg[2], (struct itimerspec *)arg[3]);
 	}
 	return result(kernel_call(number, arg));
 }

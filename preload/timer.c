@@ -1,31 +1,40 @@
 // SPDX-License-Identifier: MIT
 /*
- * timer.c - timers that are set to an absolute time on a clock that is shifted.
+ * timer.c - timers that are set to an absolute time, and what the supervisor must know of timers.
  *
- * A relative timer needs nothing: the kernel counts it down, and CRIU carries over what is left.
- * An absolute one is handed to the kernel as the kernel's time.  It is set again if the task
- * was moved between the conversion and the system call, for then it was set to another host's.
+ * An absolute time on a clock that is shifted is handed to the kernel as the kernel's time.  It is
+ * set again if the task was moved between the conversion and the system call, for then it was set
+ * to another host's.  Which clock a timer is on the kernel knows but does not say cheaply; for a
+ * timerfd there is /proc/self/fdinfo, and POSIX timers are noted when they are created.
  *
- * Which clock a timer is on the kernel knows but does not say cheaply; for a timerfd there is
- * /proc/self/fdinfo, and POSIX timers are noted when they are created.
+ * That timers in flight ring at the right time after a migration is the supervisor's work: it takes
+ * down what is left of each.  Two things it cannot see from outside, so they are in the page:
+ * whether any process has set an interval timer, and which timers on CLOCK_REALTIME are set to a
+ * time instead of a span.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "timer.h"
 #include "timespec.h"
 
+NEXT(alarm);
+NEXT(setitimer);
 NEXT(timer_create);
 NEXT(timer_delete);
 NEXT(timer_settime);
 NEXT(timerfd_settime);
+NEXT(ualarm);
 
-enum { TIMERS = 4096 }; /* a power of two */
+/* Untouched places cost nothing; a process may have as many timers as signals queued, ulimit -i. */
+enum { TIMERS = 65536, PROBES = 1024 };
 
-/* POSIX timers on shifted clocks, by open addressing; a forked child has no timers. */
+/* POSIX timers, by open addressing; a forked child has none, and an exec leaves none. */
 static struct {
 	void *id; /* timer_t + 1, for the kernel's ids begin at 0; NULL = free */
 	clockid_t clock;
@@ -39,7 +48,7 @@ static void *key_of(timer_t id)
 /* The place of a timer, or of the first free one behind which it could be noted. */
 static int place_of(void *key, void *wanted)
 {
-	for (unsigned int i = 0; i < TIMERS; i++) {
+	for (unsigned int i = 0; i < PROBES; i++) {
 		unsigned int place = ((uintptr_t)key / 16 + (uintptr_t)key + i) % TIMERS;
 		void *found = __atomic_load_n(&timer[place].id, __ATOMIC_ACQUIRE);
 
@@ -71,25 +80,45 @@ static bool note(timer_t id, clockid_t clock)
 	return true;
 }
 
-int timer_create(clockid_t clock, struct sigevent *event, timer_t *id)
+/*
+ * The kernel's id of a timer.  In glibc that is the timer_t itself, unless a thread is to be
+ * started: then it is the address, shifted to the right below a sign bit, of a struct that begins
+ * with the id. Before 2.34 it is the address of a struct whose second member is the id
+ * (sysdeps/unix/sysv/linux/kernel-posix-timers.h).
+ */
+static uint32_t kernel_id(timer_t id)
 {
-	int ret = next_timer_create(clock, event, id);
+	intptr_t value = (intptr_t)id;
 
-	if (!ret && clock_index(clock) >= 0 && !note(*id, clock)) {
-		next_timer_delete(*id);
-		errno = EAGAIN;
-		return -1;
-	}
-	return ret;
+	if (value < 0)
+		return *(uint32_t *)((uintptr_t)value << 1);
+	return value <= INT_MAX ? (uint32_t)value : ((uint32_t *)value)[1];
 }
 
-int timer_delete(timer_t id)
+/* Has the page say of a timer on CLOCK_REALTIME whether it is set to an absolute time. */
+static void declare_absolute(timer_t id, bool is)
 {
-	int place = place_of(key_of(id), key_of(id));
+	const uint32_t process = (uint32_t)kernel_call(SYS_getpid, (const long[6]){ 0 });
+	const uint32_t number = kernel_id(id);
+	const uint64_t entry = (uint64_t)process << 32 | number;
+	uint64_t *row = shim.task->absolute_timer[(process + number) % TS_TIMER_ROWS];
 
-	if (place >= 0)
-		__atomic_store_n(&timer[place].id, NULL, __ATOMIC_RELEASE);
-	return next_timer_delete(id);
+	/* also entries of an earlier program, or process, of that id */
+	for (int i = 0; i < TS_TIMER_WAYS; i++) {
+		if (__atomic_load_n(&row[i], __ATOMIC_RELAXED) != entry)
+			continue;
+		if (is)
+			return;
+		__atomic_store_n(&row[i], 0, __ATOMIC_RELAXED);
+	}
+	for (int i = 0; is && i < TS_TIMER_WAYS; i++) {
+		uint64_t taken = __atomic_load_n(&row[i], __ATOMIC_RELAXED);
+
+		if ((!taken || is_dead((uint32_t)(taken >> 32))) &&
+		    __atomic_compare_exchange_n(&row[i], &taken, entry, false, __ATOMIC_RELAXED,
+						__ATOMIC_RELAXED))
+			return;
+	}
 }
 
 /* The clock of a timerfd, or CLOCK_REALTIME, which is not shifted, if it cannot be found. */
@@ -160,18 +189,70 @@ static bool begin(struct setting *setting, clockid_t clock, const struct itimers
 	return setting->index >= 0 && !zero(value) && valid(value);
 }
 
-int timer_settime(timer_t id, int flags, const struct itimerspec *new, struct itimerspec *old)
+int timer_create(clockid_t clock, struct sigevent *event, timer_t *id)
+{
+	int ret;
+
+	attach_first();
+	ret = next_timer_create(clock, event, id);
+	if (!ret && !note_timer(*id, clock)) {
+		next_timer_delete(*id);
+		errno = EAGAIN;
+		return -1;
+	}
+	return ret;
+}
+
+bool note_timer(timer_t id, clockid_t clock)
+{
+	if (!note(id, clock))
+		return false;
+	if (clock == CLOCK_REALTIME)
+		declare_absolute(id, false);
+	return true;
+}
+
+void forget_timer(timer_t id)
+{
+	int place = place_of(key_of(id), key_of(id));
+
+	if (place < 0)
+		return;
+	if (timer[place].clock == CLOCK_REALTIME)
+		declare_absolute(id, false);
+	__atomic_store_n(&timer[place].id, NULL, __ATOMIC_RELEASE);
+}
+
+int timer_delete(timer_t id)
+{
+	attach_first();
+	forget_timer(id);
+	return next_timer_delete(id);
+}
+
+int set_timer(settime_fn *set, timer_t id, int flags, const struct itimerspec *new,
+	      struct itimerspec *old)
 {
 	struct setting setting;
+	bool absolute = flags & TIMER_ABSTIME;
 	int place, ret;
 
-	if (!(flags & TIMER_ABSTIME) || !new || (place = place_of(key_of(id), key_of(id))) < 0 ||
-	    !begin(&setting, timer[place].clock, new))
-		return next_timer_settime(id, flags, new, old);
-	for (ret = next_timer_settime(id, flags, convert(&setting), old);
-	     !ret && !still(setting.seen);)
-		ret = next_timer_settime(id, flags, convert(&setting), NULL);
+	attach_first();
+	if (!new || (place = place_of(key_of(id), key_of(id))) < 0)
+		return set(id, flags, new, old);
+	if (timer[place].clock == CLOCK_REALTIME)
+		declare_absolute(id, absolute && !zero(&new->it_value));
+	if (!absolute || !begin(&setting, timer[place].clock, new))
+		return set(id, flags, new, old);
+	for (ret = set(id, flags, convert(&setting), old); !ret && !still(setting.seen);)
+		ret = set(id, flags, convert(&setting), NULL);
 	return ret;
+}
+
+int timer_settime(timer_t id, int flags, const struct itimerspec *new, struct itimerspec *old)
+{
+	attach_first();
+	return set_timer(next_timer_settime, id, flags, new, old);
 }
 
 int timerfd_settime(int fd, int flags, const struct itimerspec *new, struct itimerspec *old)
@@ -185,4 +266,28 @@ int timerfd_settime(int fd, int flags, const struct itimerspec *new, struct itim
 	     !ret && !still(setting.seen);)
 		ret = next_timerfd_settime(fd, flags, convert(&setting), NULL);
 	return ret;
+}
+
+void declare_interval_timer(void)
+{
+	attach_first();
+	__atomic_store_n(&shim.task->interval_timers, 1, __ATOMIC_RELAXED);
+}
+
+int setitimer(__itimer_which_t which, const struct itimerval *new, struct itimerval *old)
+{
+	declare_interval_timer();
+	return next_setitimer(which, new, old);
+}
+
+unsigned int alarm(unsigned int seconds)
+{
+	declare_interval_timer();
+	return next_alarm(seconds);
+}
+
+useconds_t ualarm(useconds_t value, useconds_t interval)
+{
+	declare_interval_timer();
+	return next_ualarm(value, interval);
 }

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from harness.wire import CHUNK, GREETING, Wire
@@ -71,6 +72,9 @@ class Carrier:
         """Let go of both sides: a network that is gone."""
         os._exit(1)
 
+    def dawdle(self) -> None:
+        time.sleep(10)
+
     def kill_source(self) -> None:
         os.kill(os.getppid(), signal.SIGKILL)
         os._exit(1)
@@ -107,6 +111,7 @@ MOMENTS = {
     "another migration with everything restored": ("restored", Carrier.freeze_again),
     "receiver killed before it hears go": ("go", Carrier.kill_receiver),
     "network gone when it runs there": ("running", Carrier.cut),
+    "ten seconds with everything restored": ("restored", Carrier.dawdle),
     "disk full at the first image": ("file", Carrier.fill_disk),
 }
 

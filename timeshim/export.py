@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from timeshim.alarms import Alarm
 from timeshim.clocks import Clocks
 from timeshim.cputime import Thread, Used
 from timeshim.timers import Timer
@@ -24,6 +25,7 @@ class Export:
     blackout_ns: int
     task_area: dict[int, bytes]
     timers: list[Timer]
+    alarms: list[Alarm]
     threads: list[Thread]
     """The CPU time of every thread: the virtual one, that of earlier hosts included."""
     signalled: dict[int, int]
@@ -55,6 +57,7 @@ class Export:
             "virtual": clocks,
             "task_area": area,
             "timers": timers,
+            "alarms": [Alarm(**alarm) for alarm in record["alarms"]],
             "threads": threads,
             "signalled": signalled,
         }

@@ -147,6 +147,16 @@ class Page:
         return int(self._task.slots_exhausted)
 
     @property
+    def interval_timers(self) -> bool:
+        """Whether any process has ever set an interval timer (setitimer(2), alarm(2))."""
+        return bool(self._task.interval_timers)
+
+    def is_absolute(self, pid: int, timer: int) -> bool:
+        """Tell whether a POSIX timer on CLOCK_REALTIME is set to a time instead of a span."""
+        row = self._task.absolute_timer[(pid + timer) % lib.TS_TIMER_ROWS]
+        return (pid << 32 | timer) in row
+
+    @property
     def arrived(self) -> int:
         """Kernel BOOTTIME, in nanoseconds, when the task first ran on this host."""
         return int(self._clocks.arrived_ns)
@@ -191,7 +201,8 @@ class Page:
         for start, end in self._written():
             first = max(0, start - lib.TS_TASK_AREA - self._slot_offset) // self._slot_size
             last = (end - lib.TS_TASK_AREA - self._slot_offset) // self._slot_size
-            corrected += lib.ts_correct_slots(slots[0] + first, last - first, epoch)
+            last = min(last, lib.TS_SLOTS)  # the absolute timers are behind them
+            corrected += lib.ts_correct_slots(slots[0] + first, max(0, last - first), epoch)
         return corrected
 
     _task_end: int = lib.TS_TASK_AREA + ffi.sizeof("struct ts_task_area")

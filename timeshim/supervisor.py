@@ -32,7 +32,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from timeshim import clocks, cputime, timens, timers
+from timeshim import alarms, clocks, cputime, timens, timers
 from timeshim._native import ffi, lib
 from timeshim.clocks import NSEC, Clocks, Offsets, frame_of, read_clocks
 from timeshim.errors import Error
@@ -43,6 +43,7 @@ from timeshim.tasks import note_arrival
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from timeshim.alarms import Alarm
     from timeshim.cputime import Thread
     from timeshim.tasks import Task
 
@@ -155,6 +156,8 @@ class Supervisor:
         self.namespace = False  # a time namespace of the task's own, made by us
         self.exit_code: int | None = None
         self.export: Export | None = None
+        self.alarms: list[Alarm] = []
+        """Timers that the frozen task had set, which nobody but us remembers."""
         self.lease: socket.socket | None = None
         self.destination: list[str] | None = None
         self.relays: list[threading.Thread] = []
@@ -408,6 +411,14 @@ class Supervisor:
         stopped = read_clocks()
         self.state = "frozen"
         frame = frame_of(self.root)
+        if self.task.clocks != "none":
+            with undisturbed():
+                held = alarms.hold(
+                    self.task.cgroup, self.page, frame, every=self.task.clocks != "shim"
+                )
+                if held is not None:  # they counted on until now
+                    self.alarms = held
+                    stopped = read_clocks()
         kernel = stopped.in_namespace(frame)
         virtual = kernel.virtual(self.page.epoch)
         self.export = Export(
@@ -419,6 +430,7 @@ class Supervisor:
             blackout_ns=self.page.blackout_ns,
             task_area=self.page.task_area(),
             timers=timers.find(self.task.cgroup.pids(), self.page.epoch, frame),
+            alarms=self.alarms,
             threads=self._cpu_time(frame),
             signalled=self.page.signalled(),
             freeze_ns=stopped.monotonic - asked,
@@ -474,10 +486,15 @@ class Supervisor:
             # no time stood still. A new epoch all the same, for it says to those in a wait what
             # interrupted them.
             pids = self.task.cgroup.pids() if self.task.cgroup.freezing else []
+            if self.alarms:
+                self.task.cgroup.freeze()
+            timed = alarms.Held(self.alarms, frame_of(self.root))
             held = self.page.find_signalled(pids)
             self.page.publish(ffi.addressof(self.page.epoch))
             self.task.cgroup.thaw()
+            timed.set_again(self.page.epoch, held, moved=False)
             lib.ts_release(held)
+            self.alarms = []
             self.state = "running"
             return {}
         return self._run(self.export, self.page.epoch.tsc_ratio, moved=False)
@@ -520,6 +537,7 @@ class Supervisor:
         frame = frame_of(self.root)
         thaw = self.task.cgroup.prepare_thaw()
         set_timers = timers.prepare(export.timers, frame)
+        timed = alarms.Held(export.alarms, frame)
         if moved:
             note_arrival(self.task)  # when nothing is left that could fail
         held = self.page.find_signalled(self.task.cgroup.pids())
@@ -539,16 +557,19 @@ class Supervisor:
             self.page.publish(epoch)
             set_timers(epoch, export.virtual)
             thaw()
+            timed.set_again(epoch, held, moved=moved)
             after = time.monotonic_ns()
         lib.ts_release(held)
         self.state = "running"
         self.export = None
+        self.alarms = []
         return {
             "virtual": asdict(resume),
             "frame": asdict(frame),
             "blackout_ns": real,
             "advance_ns": resume.monotonic - export.virtual.monotonic,
             "waits": waits,
+            "timers_lost": timed.lost,
             "resume_ns": after - now.monotonic,
         }
 
