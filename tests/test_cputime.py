@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from conftest import Program
 
+    from harness.hosts import Host
+
 BURNT_US = 150_000  # what each process of usage.c, and of rebirth.c, uses
 
 
@@ -40,6 +42,17 @@ def test_rounding_up_is_never_below_what_was_read(total: int, share: float) -> N
 FIELDS = ("utime", "stime", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw", "maxrss")
 TOUCHED, NAPS = 6000, 200  # pages and sleeps of each process of usage.c
 MOST_US = 600_000  # what anything there uses beyond what it means to, and what ticks round
+
+
+def printed(host: Host, lines: int) -> list[str]:
+    """Wait until the task has printed so many lines on a host, and return them."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = host.run(TIMESHIM, "logs", "traveller").stdout.splitlines()
+        if len(found) >= lines:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
 
 
 def wrong_usage(seen: dict[str, Any], again: dict[str, Any]) -> list[str]:
@@ -83,10 +96,7 @@ def wrong_usage(seen: dict[str, Any], again: dict[str, Any]) -> list[str]:
 def test_children_that_end_on_another_host(program: Program, clocks: str) -> None:
     with journey(95_000) as trip:
         trip.launch(str(program("usage")), clocks=clocks)
-        deadline = time.monotonic() + 30
-        while not trip.here.run(TIMESHIM, "logs", "traveller").stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        printed(trip.here, lines=1)
         trip.move()
         time.sleep(0.2)
         trip.move(back=True)
@@ -108,9 +118,7 @@ def test_a_new_process_does_not_inherit_from_one_of_its_id(program: Program) -> 
         trip.move()
         time.sleep(0.05)
         trip.terminate(trip.there)
-        time.sleep(0.6)
-        printed = trip.there.run(TIMESHIM, "logs", "traveller").stdout
-        seen = [json.loads(line) for line in printed.splitlines()]
+        seen = [json.loads(line) for line in printed(trip.there, lines=4)]
         trip.move(back=True)
         trip.terminate(trip.here)
         seen += trip.results(trip.here)
@@ -139,8 +147,7 @@ def test_time_of_a_command_that_moved(tmp_path: Path) -> None:
         while trip.tasks(trip.there):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        printed = trip.there.run(TIMESHIM, "logs", "traveller").stdout
-    timed, _, of_children = printed.splitlines()
+        timed, _, of_children = printed(trip.there, lines=3)
     before = cpu_seconds(burnt.read_text().splitlines()[0])
     print(before, timed, of_children)
     assert before > 0.1

@@ -2,13 +2,16 @@
 /*
  * usage.c - uses resources, itself and in children, and reports what getrusage() and waits say.
  *
- * When all have, it prints "ready"; then, before SIGTERM, it looks at getrusage() again and again.
- * Then its children end, in each of the ways to wait for one.  It prints a JSON object: SELF,
- * THREAD, CHILDREN  how each field went: first, last, backward (how often) waited what the waits
- * that tell a child's use told of it all, cutime_us          CHILDREN when all have been waited
- * for; and by times() child_clock_us          what a child had used, by its CPU clock cpu_sleep_us
- * how long it slept until 50 ms more of its own CPU time were used and another when it has executed
- * itself: self, children          getrusage() once more Times in microseconds.
+ * When all have, it prints "ready", and looks at getrusage() again and again.  At SIGTERM its
+ * children end, in each of the ways to wait for one.  Then it prints a JSON object:
+ *   SELF, THREAD, CHILDREN  how each field went: first, last, backward (how often)
+ *   waited                  what the waits that tell a child's use told of it
+ *   all, cutime_us          CHILDREN when all have been waited for; and by times()
+ *   child_clock_us          what a child had used, by its CPU clock
+ *   cpu_sleep_us            how long it slept until 50 ms more of its own CPU time were used
+ * and another when it has executed itself:
+ *   self, children          getrusage() once more
+ * Times in microseconds.
  */
 #include <pthread.h>
 #include <signal.h>
