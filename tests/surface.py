@@ -1,8 +1,7 @@
 """The matrix: every interface of the corpus (tests/corpus), in every mode.
 
 A row is an interface, a column a mode: started natively, under an offset, or moved. What is moved
-is so twice, with the shim and without. The corpus says what it saw; the verdicts are here, for only
-here it is known how long it was frozen. A verdict is empty if all was right, else two or three words.
+is so twice, with the shim and without. A cell is a verdict, see verdicts.py.
 
 A new interface is one more entry in a file of the corpus; a new family one more file, and its name in
 `GROUPS` and `FAMILIES`.
@@ -15,7 +14,7 @@ import re
 import subprocess
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from journey import TIMESHIM, WORLDS, journey
 from rich.console import Console
 from rich.table import Table
+from verdicts import ABSENT, RIGHT, Moves, verdict
 
 from harness.hosts import HostSpec, network
 
@@ -33,12 +33,6 @@ if TYPE_CHECKING:
 
     from harness.hosts import Host
 
-MS = 1_000_000
-NSEC = 1_000_000_000
-SLACK = 1 * MS  # of clocks that two hosts, or a harness and a program, read
-LATE = 50 * MS  # to wake up, beyond what the machine made other threads of the same process wait
-RIGHT = ""
-ABSENT = "-"  # this libc or kernel does not offer it
 NO_END = "no end"
 
 STAY_MS, MOVE_MS = 600, 8000  # how long the waits take
@@ -136,131 +130,6 @@ RIGHT_BY_ITSELF = {
 }
 
 
-# Verdicts ---------------------------------------------------------------------------------------
-
-
-def span(ns: int) -> str:
-    """Return a span of time for people."""
-    return f"{ns / NSEC:.1f} s" if abs(ns) >= NSEC else f"{ns / MS:.0f} ms"
-
-
-@dataclass
-class Moves:
-    """What is known about the migrations of a process."""
-
-    summaries: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def blackout(self) -> int:
-        """How long it was frozen in all."""
-        return sum(int(summary["blackout_ns"]) for summary in self.summaries)
-
-    @property
-    def slack(self) -> int:
-        """How far off clocks may be."""
-        return SLACK + sum(int(summary["continuity_ns"]) for summary in self.summaries)
-
-    def stood_still(self, clock: str) -> int:
-        """How much a clock lost on CLOCK_REALTIME."""
-        return 0 if clock in ("boottime", "realtime") else self.blackout
-
-    def within(self, begin: int, end: int) -> bool:
-        """Tell whether all of them took place between two times of CLOCK_REALTIME."""
-        return all(
-            begin < s["virtual"]["realtime"] - s["blackout_ns"] and s["virtual"]["realtime"] < end
-            for s in self.summaries
-        )
-
-
-def verdict(record: dict[str, Any], mode: Mode, moves: Moves) -> str:
-    """Say in a few words what was wrong with an interface, by what the corpus prints about it."""
-    match record["kind"]:
-        case "absent":
-            return ABSENT
-        case "reading":
-            return verdict_of_reading(record, mode, moves)
-        case "measure":
-            return verdict_of_measure(record)
-        case "check":
-            return f"{record['wrong']} wrong" if record["wrong"] else RIGHT
-        case _:
-            return verdict_of_wait(record, moves)
-
-
-def verdict_of_reading(record: dict[str, Any], mode: Mode, moves: Moves) -> str:
-    """It may only stand still, and that for as long as the process was frozen."""
-    slack = moves.slack
-    if record["clock"] == "raw":  # not steered as CLOCK_REALTIME is
-        slack += moves.blackout // 1000 + 5 * MS
-    if mode.shift and record["clock"] != "realtime":
-        expected = shifted_lead(record["clock"], mode)
-        low, high = (lead - expected for lead in record["lead_ns"])
-        if low > slack or high < -slack:
-            return f"off {span((low + high) // 2)}"
-    if record["backward"]:
-        return "back"
-    if record["gained_ns"] > slack:
-        return f"jump +{span(record['gained_ns'])}"
-    least, most = (lost - moves.stood_still(record["clock"]) for lost in record["lost_ns"])
-    if least > slack:
-        return f"lost {span(least)}"
-    if most < -slack:
-        return f"ran on {span(-most)}"
-    return RIGHT
-
-
-def shifted_lead(clock: str, mode: Mode) -> int:
-    """Return how far ahead of CLOCK_REALTIME a clock must be under an offset."""
-    number = {
-        "monotonic": time.CLOCK_MONOTONIC,
-        "raw": time.CLOCK_MONOTONIC_RAW,
-        "boottime": time.CLOCK_BOOTTIME,
-    }[clock]
-    return time.clock_gettime_ns(number) - time.time_ns() + (HOST_UP + mode.shift) * NSEC
-
-
-def verdict_of_measure(record: dict[str, Any]) -> str:
-    """CPU time never gets less, nor more than a CPU can give."""
-    if record["backward"]:
-        return "back"
-    # what is counted in ticks is rounded up, user and system time apart
-    if record["leap_ns"] > (20 * MS if record["exact"] else 70 * MS):
-        return f"jump +{span(record['leap_ns'])}"
-    return RIGHT
-
-
-def verdict_of_wait(record: dict[str, Any], moves: Moves) -> str:
-    """It ends when its time has come by its own clock, and in reality; never before."""
-    if record["returned"] != record["expected"]:
-        return "ended" if record["returned"] == "0" else str(record["returned"])
-    if record["kind"] == "ended" and not record["ended_ns"]:
-        return f"{record['returned']} early"
-    bound = LATE + 2 * record["machine_late_ns"]
-    early, late = lateness(record, moves)
-    if early > 0:
-        return f"early {span(early)}"
-    if late > bound:
-        return f"late {span(late)}"
-    if record["left_ns"] >= 0:
-        # said a moment before the clock was read again; sleep() knows whole seconds only
-        least = -NSEC if record["row"].startswith("sleep") else -MS
-        error = record["left_ns"] - (record["asked_ns"] - record["took_ns"])
-        if not least <= error <= bound:
-            return f"left {span(error)} off"
-    return RIGHT if moves.within(record["begin_ns"], record["end_ns"]) else "over before"
-
-
-def lateness(record: dict[str, Any], moves: Moves) -> tuple[int, int]:
-    """Return by how much a wait was too early, at least, and too late, at most."""
-    if record["kind"] == "ended":  # by the corpus
-        late = record["end_ns"] - record["ended_ns"]
-        return -late, late
-    own = record["took_ns"] - record["asked_ns"]
-    real = record["end_ns"] - record["begin_ns"] - record["asked_ns"]
-    real -= moves.stood_still(record["clock"])
-    return max(-own, -real - moves.slack), max(own, real)
-
-
 # Runs -------------------------------------------------------------------------------------------
 
 
@@ -302,10 +171,9 @@ class Run:
 
     def verdicts(self) -> dict[str, str]:
         """Return its verdicts, by row."""
+        ahead = HOST_UP + self.mode.shift if self.mode.shift else None
         return {
-            line["row"]: verdict(line, self.mode, self.moves)
-            for line in self.lines()
-            if "row" in line
+            line["row"]: verdict(line, self.moves, ahead) for line in self.lines() if "row" in line
         }
 
 

@@ -10,18 +10,8 @@ import re
 from pathlib import Path
 
 import pytest
-from surface import (
-    ABSENT,
-    FAMILIES,
-    MIGRATIONS,
-    MODES,
-    RIGHT,
-    RIGHT_BY_ITSELF,
-    STAYING,
-    Matrix,
-    Mode,
-    has,
-)
+from surface import FAMILIES, MIGRATIONS, MODES, RIGHT_BY_ITSELF, STAYING, Matrix, Mode, has
+from verdicts import ABSENT, RIGHT
 
 SURFACE = Path(__file__).parents[1] / "docs" / "surface.md"
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from surface import RIGHT, Moves, rows_of, verdict_of_wait
+from surface import rows_of
 from test_failures import breaking
-from test_migration import MS
+from verdicts import MS, RIGHT, Moves, verdict
 
 from timeshim.control import Control
 from timeshim.tasks import find
@@ -91,7 +91,7 @@ def test_a_signal_during_a_migration(timeshim: Timeshim, corpus: Path, tmp_path:
 def test_over_a_freeze(timeshim: Timeshim, corpus: Path, tmp_path: Path, clocks: str) -> None:
     """What the kernel restarts by itself counts on from before; CRIU has no part in this."""
     go = tmp_path / "go"
-    launch(timeshim, corpus, go, 2000, *ALL, clocks=clocks)
+    launch(timeshim, corpus, go, 5000, *ALL, clocks=clocks)
     with Control(find(PATIENT).control) as control:
         control("freeze")
         time.sleep(0.4)
@@ -136,7 +136,7 @@ def judge(corpus: Path, lines: list[dict[str, Any]]) -> tuple[int, dict[str, str
     )
     resumed = max(wait["begin_ns"] for wait in ended) + frozen + 1
     summary = {"blackout_ns": frozen, "continuity_ns": 0, "virtual": {"realtime": resumed}}
-    verdicts = {wait["row"]: verdict_of_wait(wait, Moves([summary])) for wait in ended}
+    verdicts = {wait["row"]: verdict(wait, Moves([summary])) for wait in ended}
     wrong = {row: what for row, what in verdicts.items() if what != RIGHT}
     print(f"frozen for {frozen / MS:.1f} ms: {wrong or 'right'}")
     return frozen, wrong

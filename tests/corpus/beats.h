@@ -113,6 +113,14 @@ static inline int error_of(long result)
 void doze(int64_t ns);
 bool moved(void);
 
+/* wait.c: adds the waits of a family, has all begin, and ends those that do not end by themselves.
+ */
+enum fate { UNDISTURBED, INTERRUPTED, CANCELLED };
+
+void add_waits(const struct family *family, enum fate fate, long milliseconds);
+void begin_waits(void);
+void end_waits(enum fate fate);
+
 /* observe.c: what becomes of a reading in the course of the beats. */
 enum beat { ARRANGE, MEANWHILE, ASSERT };
 
