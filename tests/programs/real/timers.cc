@@ -3,11 +3,11 @@
 // timers.cc - every timed wait of the C++ standard library that ends by steady_clock.
 //
 //     timers LOG     until SIGTERM; what it writes is described in tests/timed.py
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <csignal>
+#include <cstdlib>
 #include <functional>
 #include <future>
 #include <mutex>
@@ -15,7 +15,6 @@
 #include <shared_mutex>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 using namespace std::chrono;
@@ -38,12 +37,15 @@ static void wrote(const char *kind, const moment &began, steady due)
 	moment ended;
 
 	// one call, so that lines of threads do not mix
-	fprintf(record, "{\"wait\": \"%s\", \"began\": [%lld, %lld], \"due\": %lld, \"ended\": [%lld, %lld]}\n",
+	fprintf(record,
+		"{\"wait\": \"%s\", \"began\": [%lld, %lld], "
+		"\"due\": %lld, \"ended\": [%lld, %lld]}\n",
 		kind, ns(began.own), ns(began.real), ns(due), ns(ended.own), ns(ended.real));
 }
 
 // The same wait again and again, in a thread of its own.
-static void repeat(const char *kind, milliseconds span, std::function<void(milliseconds, steady)> wait)
+static void repeat(const char *kind, milliseconds span,
+		   std::function<void(milliseconds, steady)> wait)
 {
 	std::thread([=] {
 		for (;;) {
@@ -95,7 +97,8 @@ static void read_clocks()
 		backward += now.own < before.own || after < now.own;
 		before.own = after;
 		if (after - now.own < 200us) {
-			long long step = ns(now.own) - ns(last.own) - (ns(now.real) - ns(last.real));
+			long long step =
+				ns(now.own) - ns(last.own) - (ns(now.real) - ns(last.real));
 
 			if (std::abs(step) > 1000000)
 				fprintf(record, "{\"step\": [[%lld, %lld], [%lld, %lld]]}\n",
@@ -156,8 +159,10 @@ int main(int, char **argv)
 		std::unique_lock lock(mutex);
 		any.wait_for(lock, span, [] { return false; });
 	});
-	repeat("timed_mutex try_lock_for", 770ms, [](auto span, auto) { (void)timed.try_lock_for(span); });
-	repeat("timed_mutex try_lock_until", 780ms, [](auto, auto due) { (void)timed.try_lock_until(due); });
+	repeat("timed_mutex try_lock_for", 770ms,
+	       [](auto span, auto) { (void)timed.try_lock_for(span); });
+	repeat("timed_mutex try_lock_until", 780ms,
+	       [](auto, auto due) { (void)timed.try_lock_until(due); });
 	repeat("recursive_timed_mutex try_lock_for", 790ms,
 	       [](auto span, auto) { (void)recursive.try_lock_for(span); });
 	repeat("shared_timed_mutex try_lock_for", 800ms,
