@@ -130,7 +130,8 @@ def ps(*, as_json: bool) -> None:
     """List the tasks on this host."""
     rows = []
     for task in all_tasks():
-        with contextlib.suppress(Error):  # it ended just now
+        # it ended just now; its cgroup may be the first to be gone
+        with contextlib.suppress(Error, FileNotFoundError):
             rows.append(describe(task))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
