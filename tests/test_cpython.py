@@ -140,7 +140,7 @@ def test_cpython(tmp_path: Path, module: str) -> None:
             name: f"{count['passed']} / {count['failed']} / {count['skipped']}"
             for name, count in counts.items()
         },
-        differ=", ".join(different) or "none",
+        differ=len(different),
     )
     assert different == {}
     assert results["native"]
