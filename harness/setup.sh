@@ -12,7 +12,8 @@ as_root() {
     if ((EUID == 0)); then
         "$@"
     elif command -v sudo >/dev/null; then
-        sudo ${TIMESHIM_CRIU_DIR:+env "TIMESHIM_CRIU_DIR=$TIMESHIM_CRIU_DIR"} "$@"
+        sudo ${TIMESHIM_CRIU_DIR:+env "TIMESHIM_CRIU_DIR=$TIMESHIM_CRIU_DIR"} \
+            ${TIMESHIM_ZYDIS:+env "TIMESHIM_ZYDIS=$TIMESHIM_ZYDIS"} "$@"
     else
         die "there is no sudo here; run this as root in $PWD, then repeat: $*"
     fi
@@ -37,6 +38,7 @@ need python3-dev "headers for the shim's Python module" \
     python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
 need gcc "compiles the shim" command -v gcc
 need libc6-dev "the C library's headers" test -e /usr/include/stdio.h
+need libzycore-dev "headers for the instruction decoder, Zydis" test -e /usr/include/Zycore/Types.h
 need util-linux "nsenter, unshare and setsid" command -v nsenter
 need iproute2 "shows the network between test hosts" command -v ip
 need redis-server "the server that the demo moves" command -v redis-server
@@ -65,6 +67,8 @@ if ((${#missing[@]})); then
     say "installing ${missing[*]}"
     as_root sh harness/apt-install.sh "${missing[@]}"
 fi
+
+as_root sh harness/zydis-install.sh
 
 # What .venv was made from: pip builds the shim, so its sources count.
 made_from=$PWD$'\n'$(
