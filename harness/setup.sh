@@ -59,6 +59,9 @@ if [[ "${1:-}" == test ]]; then
         compgen -G '/usr/lib/postgresql/*/bin/pgbench'
     need nginx "another server" command -v nginx
     need wrk "and its client" command -v wrk
+    need fio "reads the TSC by itself" command -v fio
+    need haproxy "so does it" test -e /usr/sbin/haproxy
+    need stress-ng "and it" command -v stress-ng
     need '^libpython3[.][0-9]+-testsuite$' "CPython's own tests" /usr/bin/python3 -c 'import test.test_time'
 fi
 if ((${#missing[@]})); then
