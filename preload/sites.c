@@ -831,7 +831,17 @@ static bool entered_by_neighbour(const struct search *search, uint64_t first, ui
 	const struct function *function = &search->function;
 	uint64_t where = first - SHORT_REACH;
 	struct function neighbour;
+	bool maybe = false;
 
+	/* where instructions begin matters only if there is anything that looks like one */
+	for (uint64_t i = where; i < end + SHORT_REACH && !maybe; i++) {
+		const uint8_t *p =
+			i >= function->begin && i < function->end ? NULL : at(search->object, i, 2);
+
+		maybe = p && leads_in(p, i, first, end);
+	}
+	if (!maybe)
+		return false;
 	while (where < end + SHORT_REACH) {
 		const uint8_t *p = at(search->object, where, 2);
 
@@ -1078,6 +1088,38 @@ static const struct insn *instruction(struct search *search, uint64_t pair)
 	return NULL;
 }
 
+/*
+ * Whether an instruction that reads the TSC may end with a pair.  One of any 15 bytes in a row
+ * begins an instruction; if from none of those a little before does decoding come to the pair, then
+ * neither does it from the function's beginning, however far that is.  Ways that meet go on as one.
+ */
+static bool may_read_tsc(const struct search *search, const struct function *function,
+			 uint64_t pair)
+{
+	const uint64_t first = pair - 2 * LONGEST;
+	bool visited[3 * LONGEST] = { false };
+
+	if (pair - function->begin < 2 * LONGEST)
+		return true;
+	for (uint64_t start = first; start < first + LONGEST; start++) {
+		ZydisDecodedInstruction insn;
+
+		for (uint64_t where = start; where <= pair && !visited[where - first];
+		     where += insn.length) {
+			uint64_t left = function->end - where;
+
+			visited[where - first] = true;
+			if (!decode(search, at(search->object, where, left), left, &insn))
+				break;
+			if ((insn.mnemonic == ZYDIS_MNEMONIC_RDTSC ||
+			     insn.mnemonic == ZYDIS_MNEMONIC_RDTSCP) &&
+			    where + insn.length > pair)
+				return true;
+		}
+	}
+	return false;
+}
+
 /* Whether an address is that of an instruction, or inside of one, that reads the TSC. */
 static bool reads_tsc(const struct search *search, const struct function *function, uint64_t pair)
 {
@@ -1103,7 +1145,8 @@ static bool judge(struct search *search, uint64_t pair, struct ts_scan *scan)
 		return false;
 	}
 	/* most are part of other instructions, and to decode up to there is enough to see that */
-	if (is_known(&search->function, pair) || reads_tsc(search, &function, pair)) {
+	if (is_known(&search->function, pair) ||
+	    (may_read_tsc(search, &function, pair) && reads_tsc(search, &function, pair))) {
 		insn = instruction(search, pair);
 		if (!is_known(&search->function, pair)) {
 			scan->undecoded++;

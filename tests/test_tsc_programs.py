@@ -53,7 +53,6 @@ def whole(trip: Journey) -> str:
 
 def test_fio(tmp_path: Path) -> None:
     fio = installed("fio")
-    seconds = 4 + 3 * HOPS
     target = tmp_path / "file"
     target.write_bytes(bytes(8 << 20))
     job = ("--ioengine=sync", "--rw=randread", "--size=8M", f"--filename={target}", "--thread")
@@ -64,7 +63,7 @@ def test_fio(tmp_path: Path) -> None:
             *job,
             "--numjobs=2",
             "--time_based",
-            f"--runtime={seconds}",
+            "--runtime=1000",
             "--clocksource=cpu",
             "--output-format=json",
             "--eta=never",
@@ -73,6 +72,7 @@ def test_fio(tmp_path: Path) -> None:
         for number in range(HOPS):
             hop(trip, number)
             time.sleep(0.3)
+        trip.terminate(trip.here if HOPS % 2 == 0 else trip.there)
         printed = whole(trip)
     jobs = json.loads(printed[printed.index("{") :])["jobs"]
     latencies = [job["read"]["clat_ns"] for job in jobs]
@@ -83,7 +83,7 @@ def test_fio(tmp_path: Path) -> None:
 
 def test_stress_ng() -> None:
     stress = installed("stress-ng")
-    seconds = 4 + 3 * HOPS
+    seconds = 10 + 6 * HOPS
     with journey(AHEAD) as trip:
         # its stressor "tsc" wants an Intel processor; these read the counter as well
         stressors = ("--cpu", "1", "--vm", "1", "--vm-bytes", "16M", "--prefetch", "1")
