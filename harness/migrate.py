@@ -162,7 +162,14 @@ def agree(task: Task, carrier: Carrier, criu: Criu, options: Options) -> int:
     carrier.send(
         "offer",
         version=timeshim.__version__,
-        task={"id": task.id, "name": task.name, "argv": task.argv, "hop": task.hop + 1},
+        task={
+            "id": task.id,
+            "name": task.name,
+            "argv": task.argv,
+            "hop": task.hop + 1,
+            "tsc": task.tsc,
+            "tsc_skip": task.tsc_skip,
+        },
         clocks=task.clocks,
         criu=criu.version,
         tsc_hz=hz,

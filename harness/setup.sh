@@ -12,7 +12,8 @@ as_root() {
     if ((EUID == 0)); then
         "$@"
     elif command -v sudo >/dev/null; then
-        sudo ${TIMESHIM_CRIU_DIR:+env "TIMESHIM_CRIU_DIR=$TIMESHIM_CRIU_DIR"} "$@"
+        sudo ${TIMESHIM_CRIU_DIR:+env "TIMESHIM_CRIU_DIR=$TIMESHIM_CRIU_DIR"} \
+            ${TIMESHIM_ZYDIS:+env "TIMESHIM_ZYDIS=$TIMESHIM_ZYDIS"} "$@"
     else
         die "there is no sudo here; run this as root in $PWD, then repeat: $*"
     fi
@@ -37,6 +38,7 @@ need python3-dev "headers for the shim's Python module" \
     python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
 need gcc "compiles the shim" command -v gcc
 need libc6-dev "the C library's headers" test -e /usr/include/stdio.h
+need libzycore-dev "headers for the instruction decoder, Zydis" test -e /usr/include/Zycore/Types.h
 need util-linux "nsenter, unshare and setsid" command -v nsenter
 need iproute2 "shows the network between test hosts" command -v ip
 need redis-server "the server that the demo moves" command -v redis-server
@@ -57,6 +59,9 @@ if [[ "${1:-}" == test ]]; then
         compgen -G '/usr/lib/postgresql/*/bin/pgbench'
     need nginx "another server" command -v nginx
     need wrk "and its client" command -v wrk
+    need fio "reads the TSC by itself" command -v fio
+    need haproxy "so does it" test -e /usr/sbin/haproxy
+    need stress-ng "and it" command -v stress-ng
     need '^libpython3[.][0-9]+-testsuite$' "CPython's own tests" /usr/bin/python3 -c 'import test.test_time'
 fi
 if ((${#missing[@]})); then
@@ -65,6 +70,8 @@ if ((${#missing[@]})); then
     say "installing ${missing[*]}"
     as_root sh harness/apt-install.sh "${missing[@]}"
 fi
+
+as_root sh harness/zydis-install.sh
 
 # What .venv was made from: pip builds the shim, so its sources count.
 made_from=$PWD$'\n'$(

@@ -36,6 +36,8 @@
 #define TS_BOOTTIME 2 /* and CLOCK_BOOTTIME_ALARM */
 #define TS_CLOCKS 3
 
+#define TS_SKIP_SIZE 1024
+
 #define TS_RATIO_SHIFT 60 /* fixed point of ts_epoch.tsc_ratio: Q4.60 */
 
 /* A point in time or a span; 0 <= nsec < 1e9 always, so negative spans have sec < 0. */
@@ -74,6 +76,9 @@ struct ts_clock_area {
 	uint64_t blackout_ns; /* sum over all migrations, real time; supervisor */
 	int64_t arrived_ns; /* kernel BOOTTIME when the task first ran on this host: whatever
 			       thread was started later did not come along; supervisor */
+	uint64_t tsc_patch; /* non-zero: instructions that read the TSC are rewritten; creator */
+	char tsc_skip[TS_SKIP_SIZE]; /* names of objects where they are not: each ends with a NUL,
+					an empty one ends them; creator */
 };
 
 /*
@@ -110,7 +115,9 @@ struct ts_task_area {
 	uint64_t socket_timeouts; /* non-zero once a socket was given one; application */
 	uint64_t interval_timers; /* non-zero once one was set by setitimer() or alarm();
 				     application */
-	uint64_t reserved[4];
+	uint64_t tsc_rewritten; /* instructions, in all processes ever; application */
+	uint64_t tsc_raw; /* those that could not be, and read the hardware; application */
+	uint64_t reserved[2];
 	struct ts_slot slot[TS_SLOTS];
 	uint64_t absolute_timer[TS_TIMER_ROWS][TS_TIMER_WAYS]; /* application */
 };

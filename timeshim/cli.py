@@ -15,11 +15,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from timeshim import launch, program, timens, tsc
+from timeshim import launch, program, timens
 from timeshim.clocks import NSEC, frame_of, read_clocks
 from timeshim.control import Control
 from timeshim.errors import Error
+from timeshim.scan import HOP, MOVED, PUNNED, Object, scan_file, scan_process
 from timeshim.tasks import Task, all_tasks, find, output_of, runtime_dir
+from timeshim.tsc import measure_once
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -75,12 +77,27 @@ def main() -> None:
     is_flag=True,
     help="With --monotonic: shift by the shim alone, so that the kernel's clocks stay the host's.",
 )
+@click.option(
+    "--tsc",
+    type=click.Choice(["patch", "off"]),
+    default="patch",
+    show_default=True,
+    help="Rewrite instructions that read the TSC, so that it goes on as well, or leave them alone.",
+)
+@click.option(
+    "--tsc-skip",
+    multiple=True,
+    metavar="FILE",
+    help="Leave them alone in this program or library: libfoo.so means libfoo.so.1 too. Repeatable.",
+)
 @click.option("-d", "--detach", is_flag=True, help="Return once it runs; its output goes to a log.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     name: str | None,
     monotonic: int,
     clocks: str,
+    tsc: str,
+    tsc_skip: tuple[str, ...],
     command: tuple[str, ...],
     *,
     no_time_namespace: bool,
@@ -97,8 +114,8 @@ def run(
         check_kernel(no_time_namespace=no_time_namespace)
     elif monotonic:
         raise Error("--monotonic cannot be used with --clocks=none, which leaves clocks alone")
-    frequency = tsc.measure_once(runtime_dir() / "tsc.json")
-    task = Task.create(name, list(command), clocks, frequency.hz)
+    frequency = measure_once(runtime_dir() / "tsc.json")
+    task = Task.create(name, list(command), clocks, frequency.hz, tsc, list(tsc_skip))
     report = launch.launch(
         task, detach=detach, shift=monotonic, time_namespace=not no_time_namespace
     )
@@ -206,7 +223,7 @@ def clocks(task: str, *, as_json: bool) -> None:
         host = read_clocks()
         kernel = host.in_namespace(frame_of(pid))
         virtual = kernel.virtual(page.epoch) if found.clocks == "shim" else kernel
-        frequency = tsc.measure_once(runtime_dir() / "tsc.json")
+        frequency = measure_once(runtime_dir() / "tsc.json")
         hz = page.tsc_hz
     readings = {"host": host, "kernel": kernel, "virtual": virtual}
     if as_json:
@@ -229,3 +246,39 @@ def clocks(task: str, *, as_json: bool) -> None:
     table.add_row("TSC", *(str(at.tsc) for at in readings.values()))
     show(table)
     click.echo(f"TSC frequency: {frequency}; the task's: {hz / 1e6:.3f} MHz")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every site.")
+@click.argument("targets", nargs=-1, required=True, metavar="FILE|PID...")
+def scan(targets: tuple[str, ...], *, as_json: bool) -> None:
+    """Show where programs read the TSC by themselves, and how that is covered.
+
+    Of a process, what it has mapped, and whether its sites are rewritten.
+    """
+    objects: list[Object] = []
+    for target in targets:
+        objects += scan_process(int(target)) if target.isdigit() else [scan_file(Path(target))]
+    if as_json:
+        click.echo(json.dumps([found.to_json() for found in objects], indent=2))
+        return
+    table = Table(box=None, header_style="bold")
+    for title in ("OBJECT", "SITES", "MOVED", "HOP", "PUNNED", "NOT COVERED", ""):
+        table.add_column(title, justify="left" if title in {"OBJECT", ""} else "right")
+    for found in objects:
+        rewritten = [site.rewritten for site in found.sites if site.rewritten is not None]
+        notes = [found.left_alone] if found.left_alone else []
+        if rewritten and not found.left_alone:
+            notes.append(f"{sum(rewritten)} of {len(rewritten)} rewritten")
+        if found.outside:
+            notes.append(f"{found.outside} look-alikes in no function, taken for data")
+        if found.undecoded:
+            notes.append(f"{found.undecoded} in functions that cannot be decoded")
+        table.add_row(
+            found.path,
+            str(len(found.sites)),
+            *(str(found.count(handled)) for handled in (MOVED, HOP, PUNNED)),
+            str(found.uncovered),
+            "; ".join(notes),
+        )
+    show(table)

@@ -16,7 +16,7 @@ from timeshim.cputime import Thread, Used
 from timeshim.errors import Error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 TSC_RATIO_ONE: int = 1 << lib.TS_RATIO_SHIFT
@@ -37,7 +37,15 @@ class Page:
         self._signals: Any = ffi.cast("struct ts_signal_area *", self._bytes + lib.TS_SIGNAL_AREA)
 
     @classmethod
-    def create(cls, path: Path, task: str, tsc_hz: int) -> Self:
+    def create(
+        cls,
+        path: Path,
+        task: str,
+        tsc_hz: int,
+        *,
+        patch_tsc: bool = False,
+        tsc_skip: Sequence[str] = (),
+    ) -> Self:
         """Create the page of a task whose virtual clocks are, so far, the kernel's.
 
         Any process of the task may write to its slots, whatever user it has become: the
@@ -47,7 +55,15 @@ class Page:
             path: where; must not exist.
             task: the task's id.
             tsc_hz: frequency of the virtual TSC, for the life of the task, in Hz.
+            patch_tsc: whether the shim rewrites instructions that read the TSC.
+            tsc_skip: the objects where it does not.
+
+        Raises:
+            Error: those are too many.
         """
+        skip = b"".join(name.encode() + b"\0" for name in tsc_skip)
+        if len(skip) >= lib.TS_SKIP_SIZE:
+            raise Error(f"the names to skip are too long: {lib.TS_SKIP_SIZE} bytes have room")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(fd, 0o666)
         os.ftruncate(fd, lib.TS_PAGE_SIZE)
@@ -57,6 +73,8 @@ class Page:
         clocks.size = lib.TS_PAGE_SIZE
         clocks.task = task.encode()
         clocks.tsc_hz = tsc_hz
+        clocks.tsc_patch = patch_tsc
+        ffi.memmove(clocks.tsc_skip, skip, len(skip))
         clocks.epoch[0].tsc_ratio = TSC_RATIO_ONE
         clocks.magic = lib.TIMESHIM_MAGIC
         return page
@@ -125,6 +143,16 @@ class Page:
     def tsc_hz(self) -> int:
         """Frequency of the virtual TSC in Hz."""
         return int(self._clocks.tsc_hz)
+
+    @property
+    def tsc_rewritten(self) -> int:
+        """How many instructions that read the TSC were ever rewritten, over all processes."""
+        return int(self._task.tsc_rewritten)
+
+    @property
+    def tsc_raw(self) -> int:
+        """How many could not be, and read the hardware."""
+        return int(self._task.tsc_raw)
 
     @property
     def migrations(self) -> int:

@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -80,6 +80,10 @@ class Task:
     """How many hosts it has been on before."""
     capsule: bool
     """Whether it has a pid and a mount namespace of its own, and a cgroup."""
+    tsc: str = "patch"
+    """What becomes of instructions that read the TSC: ``patch``, or ``off``, which is nothing."""
+    tsc_skip: list[str] = field(default_factory=list)
+    """The objects in which they are left as they are."""
     supervisor: int = 0
     """Pid of the supervisor, the capsule's init."""
     started: int | None = None
@@ -126,7 +130,15 @@ class Task:
         return self.started is not None and start_time(self.supervisor) == self.started
 
     @classmethod
-    def create(cls, name: str | None, argv: list[str], clocks: str, tsc_hz: int) -> Self:
+    def create(
+        cls,
+        name: str | None,
+        argv: list[str],
+        clocks: str,
+        tsc_hz: int,
+        tsc: str,
+        tsc_skip: list[str],
+    ) -> Self:
         """Make the directory, the page and the cgroup of a task that is to be launched.
 
         Raises:
@@ -139,6 +151,8 @@ class Task:
             clocks=clocks,
             hop=0,
             capsule=os.geteuid() == 0,
+            tsc=tsc,
+            tsc_skip=tsc_skip,
         )
         task.name = task.name or unused_name(Path(argv[0]).name)
         if name and any(other.name == name for other in all_tasks()):
@@ -164,7 +178,13 @@ class Task:
         self.inside.chmod(0o755)
         self.output.parent.mkdir(exist_ok=True)
         self.output.write_bytes(b"")
-        Page.create(self.shared / "page", self.id, tsc_hz).close()
+        Page.create(
+            self.shared / "page",
+            self.id,
+            tsc_hz,
+            patch_tsc=self.tsc == "patch",
+            tsc_skip=self.tsc_skip,
+        ).close()
         if self.capsule:
             self.cgroup.create()
         self.supervisor, self.started = os.getpid(), start_time(os.getpid())
