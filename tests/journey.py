@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TIMESHIM = Timeshim.command[0]
 WORLDS: dict[str, tuple[str, ...]] = {"time namespace": (), "page only": ("--no-time-namespace",)}
 
+world = pytest.mark.parametrize("options", WORLDS.values(), ids=WORLDS)
 direction = pytest.mark.parametrize("sign", [1, -1], ids=["ahead", "behind"])
 
 

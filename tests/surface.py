@@ -66,7 +66,7 @@ class Group:
     def arguments(self, mode: Mode) -> list[str]:
         """Return what to tell the corpus: how long its waits take, and which families."""
         milliseconds = MOVE_MS * (mode.hops + 1) // 2 if mode.hops else STAY_MS
-        return [str(milliseconds), *(name for name in self.families if has(mode, name))]
+        return [str(milliseconds), *self.families]
 
 
 _WAITS = ("deadlines", "timerfds", "timers", "spans", "sockets", "sysv")
@@ -80,17 +80,6 @@ FAMILIES = [
     *("deadlines", "timerfds", "timers", "spans", "sockets", "sysv", "interrupted"),
     "life",
 ]
-
-# Families that are not to be moved.
-STAYING = {
-    "timers": "CRIU lets POSIX timers count on before the task resumes",
-}
-
-
-def has(mode: Mode, family: str) -> bool:
-    """Tell whether a mode has a family."""
-    return not (mode.hops and family in STAYING)
-
 
 MODES = [
     Mode("native"),
@@ -211,22 +200,28 @@ def reaped(process: subprocess.Popen[Any]) -> Iterator[None]:
         process.wait()
 
 
-def move(corpus: Path, mode: Mode, directory: Path) -> dict[str, dict[str, str]]:
-    """Move the corpus, with the shim and without: clocks -> row -> verdict."""
+def move(corpus: Path, mode: Mode, directory: Path) -> dict[str, dict[str, str] | Exception]:
+    """Move the corpus, with the shim and without: clocks -> row -> verdict, or why it did not move."""
     with ExitStack() as stack:
         trips = {
             ahead: stack.enter_context(journey(mode.sign * ahead))
             for ahead in {group.ahead for group in GROUPS.values()}
         }
-        runs: dict[str, list[Run]] = {"shim": [], "none": []}
-        for name, group in GROUPS.items():
-            for clocks, same_clocks in runs.items():
-                room = directory / clocks
-                room.mkdir(exist_ok=True)
-                run = Run(corpus, name, mode, room)
-                same_clocks.append(run)
-                travel(trips[group.ahead], run, clocks)
-        return {clocks: collect(same_clocks) for clocks, same_clocks in runs.items()}
+        moved: dict[str, list[Run] | Exception] = {}
+        for clocks in ("shim", "none"):
+            room = directory / clocks
+            room.mkdir()
+            runs = [Run(corpus, name, mode, room) for name in GROUPS]
+            moved[clocks] = runs
+            try:
+                for run in runs:
+                    travel(trips[GROUPS[run.group].ahead], run, clocks)
+            except Exception as error:  # noqa: BLE001 - without the shim, it says nothing of the other
+                moved[clocks] = error
+        return {
+            clocks: runs if isinstance(runs, Exception) else collect(runs)
+            for clocks, runs in moved.items()
+        }
 
 
 def travel(trip: Journey, run: Run, clocks: str) -> None:
@@ -279,30 +274,33 @@ class Matrix:
         self.corpus, self.directory = corpus, directory
         self.rows = rows_of(corpus)
         self.cells: dict[tuple[str, str], dict[str, str]] = {}
-        self.failed: dict[str, BaseException] = {}
+        self.failed: dict[tuple[str, str], Exception] = {}
 
     def column(self, mode: Mode, clocks: str = "shim") -> dict[str, str]:
         """Return a column: row -> verdict; run the mode if nobody has yet."""
-        if mode.name in self.failed:
-            raise self.failed[mode.name]
-        if (clocks, mode.name) not in self.cells:
+        if (clocks, mode.name) not in self.cells | self.failed:
             directory = self.directory / mode.name.replace(" ", "-")
             directory.mkdir()
+            outcome: dict[str, dict[str, str] | Exception]
             try:
-                if mode.hops:
-                    seen = move(self.corpus, mode, directory)
+                outcome = (
+                    move(self.corpus, mode, directory)
+                    if mode.hops
+                    else {clocks: stay(self.corpus, mode, directory)}
+                )
+            except Exception as error:  # noqa: BLE001 - raised below, for each of its cells
+                outcome = {clocks: error}
+            for with_clocks, verdicts in outcome.items():
+                if isinstance(verdicts, Exception):
+                    self.failed[with_clocks, mode.name] = verdicts
                 else:
-                    seen = {clocks: stay(self.corpus, mode, directory)}
-            except BaseException as error:
-                self.failed[mode.name] = error
-                raise
-            for with_clocks, verdicts in seen.items():
-                self.cells[with_clocks, mode.name] = {
-                    row["row"]: verdicts.get(row["row"], NO_END)
-                    for rows in self.rows.values()
-                    for row in rows
-                    if has(mode, row["family"])
-                }
+                    self.cells[with_clocks, mode.name] = {
+                        row["row"]: verdicts.get(row["row"], NO_END)
+                        for rows in self.rows.values()
+                        for row in rows
+                    }
+        if (clocks, mode.name) in self.failed:
+            raise self.failed[clocks, mode.name]
         return self.cells[clocks, mode.name]
 
     def wrong(self, mode: Mode, family: str, clocks: str = "shim") -> dict[str, str]:
@@ -334,7 +332,7 @@ class Matrix:
     def right(self, mode: Mode, family: str, clocks: str) -> int | None:
         """Return how many interfaces of a family were right in a mode, if it was run."""
         column = self.seen(mode, clocks)
-        if not column or not has(mode, family):
+        if not column:
             return None
         return sum(column.get(row["row"]) == RIGHT for row in self.rows[family])
 
@@ -351,8 +349,6 @@ class Matrix:
             ]
             cells = [
                 f"{self.right(mode, family, 'shim')} / {self.right(mode, family, 'none')}"
-                if has(mode, family)
-                else ""
                 for mode in moved
             ]
             table.add_row(family, str(min(stayed, default="")), *cells)

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from journey import TIMESHIM, WORLDS, journey
+from journey import TIMESHIM, journey, world
 from test_migration import MS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into na
 WAIT_MS = 3000
 
 
-@pytest.mark.parametrize("options", WORLDS.values(), ids=WORLDS)
+@world
 def test_system_v_objects(program: Program, options: tuple[str, ...]) -> None:
     with journey(3) as trip:
         trip.launch(str(program("sysv")), str(WAIT_MS))

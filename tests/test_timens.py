@@ -166,7 +166,8 @@ def test_absolute_waits_of_a_static_program(tmp_path: Path, sign: int) -> None:
         *("sem_clockwait", "sem_timedwait"),
         *("syscall() futex WAIT", "syscall() futex WAIT_BITSET"),
     }
-    for row in ended.keys() - interrupted:
+    # a span on REALTIME stands still over the restore, while the kernel's MONOTONIC goes on
+    for row in ended.keys() - interrupted - {"timerfd relative REALTIME"}:
         late = ended[row]["took_ns"] - ended[row]["asked_ns"]
         bound = 100 * MS + 2 * ended[row]["machine_late_ns"]
         if row == "timerfd relative REALTIME":  # a span: it stands still, and MONOTONIC does not

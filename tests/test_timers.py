@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from journey import TIMESHIM, journey
+from journey import TIMESHIM, direction, journey, world
 from test_failures import breaking
-from test_migration import MS, direction, world
+from test_migration import MS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
