@@ -66,7 +66,7 @@ class Group:
     def arguments(self, mode: Mode) -> list[str]:
         """Return what to tell the corpus: how long its waits take, and which families."""
         milliseconds = MOVE_MS * (mode.hops + 1) // 2 if mode.hops else STAY_MS
-        return [str(milliseconds), *(name for name in self.families if has(mode, name))]
+        return [str(milliseconds), *self.families]
 
 
 _WAITS = ("deadlines", "timerfds", "timers", "spans", "sockets", "sysv")
@@ -80,17 +80,6 @@ FAMILIES = [
     *("deadlines", "timerfds", "timers", "spans", "sockets", "sysv", "interrupted"),
     "life",
 ]
-
-# Families that are not to be moved.
-STAYING = {
-    "timers": "CRIU lets POSIX timers count on before the task resumes",
-}
-
-
-def has(mode: Mode, family: str) -> bool:
-    """Tell whether a mode has a family."""
-    return not (mode.hops and family in STAYING)
-
 
 MODES = [
     Mode("native"),
@@ -301,7 +290,6 @@ class Matrix:
                     row["row"]: verdicts.get(row["row"], NO_END)
                     for rows in self.rows.values()
                     for row in rows
-                    if has(mode, row["family"])
                 }
         return self.cells[clocks, mode.name]
 
@@ -334,7 +322,7 @@ class Matrix:
     def right(self, mode: Mode, family: str, clocks: str) -> int | None:
         """Return how many interfaces of a family were right in a mode, if it was run."""
         column = self.seen(mode, clocks)
-        if not column or not has(mode, family):
+        if not column:
             return None
         return sum(column.get(row["row"]) == RIGHT for row in self.rows[family])
 
@@ -351,8 +339,6 @@ class Matrix:
             ]
             cells = [
                 f"{self.right(mode, family, 'shim')} / {self.right(mode, family, 'none')}"
-                if has(mode, family)
-                else ""
                 for mode in moved
             ]
             table.add_row(family, str(min(stayed, default="")), *cells)

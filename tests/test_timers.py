@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from journey import TIMESHIM, journey
+from journey import TIMESHIM, WORLDS, direction, journey
 from test_failures import breaking
-from test_migration import MS, direction, world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from conftest import Program, Timeshim
     from journey import Journey
 
+MS = 1_000_000
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
 
 SPAN_MS = 8000  # on a busy machine much of it passes before the task is frozen
@@ -32,6 +32,7 @@ RINGS = 10  # of a timer with an interval
 TIMERS = 26
 LATE = 50 * MS
 
+world = pytest.mark.parametrize("options", WORLDS.values(), ids=WORLDS)
 shim_or_none = pytest.mark.parametrize("clocks", ["shim", "none"])
 
 
