@@ -147,8 +147,7 @@ def ps(*, as_json: bool) -> None:
     """List the tasks on this host."""
     rows = []
     for task in all_tasks():
-        # it ended just now; its cgroup may be the first to be gone
-        with contextlib.suppress(Error, FileNotFoundError):
+        with contextlib.suppress(Error):  # it ended just now
             rows.append(describe(task))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
