@@ -194,6 +194,8 @@ def describe(task: Task) -> dict[str, Any]:
             "migrations": page.migrations,
             "blackout_ns": page.blackout_ns,
             "slots_exhausted": page.slots_exhausted,
+            "tsc_rewritten": page.tsc_rewritten,
+            "tsc_raw": page.tsc_raw,
         }
 
 
