@@ -213,10 +213,11 @@ def test_what_criu_cannot_dump(timeshim: Timeshim, tmp_path: Path) -> None:
     """CRIU's own reason is passed on, and the task goes on."""
     beat = tmp_path / "beat"
     script = f"""
-import ctypes, time
+import ctypes, os, time
 ctypes.CDLL(None).syscall({USERFAULTFD}, 0)
 while True:
-    open({str(beat)!r}, "w").write(str(time.monotonic()))
+    open({f"{beat}.new"!r}, "w").write(str(time.monotonic()))
+    os.replace({f"{beat}.new"!r}, {str(beat)!r})  # so that it is never read empty
     time.sleep(0.01)
 """
     timeshim.output(
