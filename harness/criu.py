@@ -161,8 +161,8 @@ class Criu:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(RPC_SECONDS)
         enter = ["nsenter", f"--target={capsule}", "--pid", "--mount"]
-        if timens.supported():  # not the init's own: it stays outside
-            enter.append(f"--time=/proc/{capsule}/ns/time_for_children")
+        if namespace := timens.held_by(capsule):
+            enter.append(f"--time={namespace}")
         with ours, theirs:
             process = subprocess.Popen(
                 [*enter, "--", self.command, "swrk", str(theirs.fileno())],

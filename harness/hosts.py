@@ -263,12 +263,19 @@ def _wake_nsenters(holder: int) -> None:
 
 @contextmanager
 def switch() -> Iterator[int]:
-    """Hold a network namespace with a bridge that has an address, and give the holder's pid."""
+    """Hold a network namespace with a bridge that has an address, and give the holder's pid.
+
+    Raises:
+        Error: not root, or the kernel has no bridges.
+    """
     with _held("the switch", SWITCH, SWITCH_HOLDER) as pid:
-        with _network_of(pid) as net:
-            net.link("set", index=LOOPBACK, state="up")
-            net.link("add", ifname="bridge", kind="bridge", state="up")
-            _address(net, _index(net, "bridge"), str(SUBNET[1]), str(SUBNET6[1]))
+        try:
+            with _network_of(pid) as net:
+                net.link("set", index=LOOPBACK, state="up")
+                net.link("add", ifname="bridge", kind="bridge", state="up")
+                _address(net, _index(net, "bridge"), str(SUBNET[1]), str(SUBNET6[1]))
+        except NetlinkError as error:
+            raise Error(f"the hosts' network cannot be made: {error}") from error
         yield pid
 
 

@@ -280,10 +280,9 @@ def make_image_room(task: Task, size: int) -> Path:
     for parent in (runtime_dir(), Path("/var/tmp")):  # noqa: S108 - the directory is ours alone
         free = shutil.disk_usage(parent).free
         if free >= needed:
-            path = parent / f"timeshim-images-{task.id}.{task.hop}"
+            path = parent / f"timeshim-images-{task.place}"
             task.images = str(path)
             task.save()  # first, so that it is found and removed whatever happens
-            shutil.rmtree(path, ignore_errors=True)
             path.mkdir(mode=0o700)
             return path
         tried.append(f"{parent} has {free >> 20} MB free")

@@ -192,6 +192,11 @@ int ts_unshare(int flags)
 	return unshare(flags) ? errno : 0;
 }
 
+int ts_setns(int fd, int type)
+{
+	return setns(fd, type) ? errno : 0;
+}
+
 int ts_mount(const char *source, const char *target, const char *type, unsigned long flags)
 {
 	return mount(source, target, type, flags, NULL) ? errno : 0;

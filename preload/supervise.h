@@ -88,8 +88,9 @@ void ts_forward_timer(int fd);
  */
 void ts_set_timer(int fd, bool absolute, int64_t value, int64_t interval, uint64_t ticks);
 
-/* unshare(2) and mount(2), which Python 3.11 lacks: 0 or errno. */
+/* unshare(2), setns(2) and mount(2), which Python 3.11 lacks: 0 or errno. */
 int ts_unshare(int flags);
+int ts_setns(int fd, int type);
 int ts_mount(const char *source, const char *target, const char *type, unsigned long flags);
 
 #endif

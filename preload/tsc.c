@@ -366,6 +366,8 @@ static void look_at_object(const struct link_map *map)
 			return;
 		object.phdr = map->l_addr + ehdr->e_phoff;
 		object.phnum = ehdr->e_phnum;
+	} else { /* linked to another address than 0: where its headers are nobody tells */
+		return count(&shim.task->tsc_raw, 1);
 	}
 	rewrite_object(&object);
 }
@@ -460,15 +462,17 @@ static struct r_debug *find_debug(void)
 }
 
 /* False if there is no room for a jump in the dynamic linker's function, or something else is. */
-static bool listen(void)
+static bool hear_of_objects(void)
 {
 	static const uint8_t endbr64[] = { 0xf3, 0x0f, 0x1e, 0xfa }, ret = 0xc3;
+	static const uint8_t filler[] = { 0x66, 0x0f, 0x90, 0xcc };
 	const uint8_t *function = (const uint8_t *)debug->r_brk;
 	size_t body = memcmp(function, endbr64, sizeof(endbr64)) ? 0 : sizeof(endbr64);
 	uint8_t jump[JUMP];
 
-	/* it is aligned to 16 bytes, and so is what follows */
-	if ((uint64_t)function % 16 || function[body] != ret)
+	/* between it and the next one, aligned to 16 bytes both, there are nops of some length */
+	if ((uint64_t)function % 16 || function[body] != ret ||
+	    (body + 1 < JUMP && !memchr(filler, function[body + 1], sizeof(filler))))
 		return false;
 	return write_jump(jump, (uint64_t)function, (uint64_t)tell_of_objects) &&
 	       write_text((uint64_t)function, jump, sizeof(jump));
@@ -480,7 +484,7 @@ void rewrite_tsc(void)
 	if (!shim.clocks->tsc_patch)
 		return;
 	debug = find_debug();
-	if (!debug || !debug->r_brk || !listen())
+	if (!debug || !debug->r_brk || !hear_of_objects())
 		count(&shim.task->tsc_raw, 1); /* whatever is loaded later */
 	if (debug)
 		look_at_all();

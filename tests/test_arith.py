@@ -163,6 +163,28 @@ def test_no_hop_of_a_chain_loses_a_tick(hops: list[tuple[dict[str, object], int]
     assert virtual.tsc == start.tsc
 
 
+@given(st.lists(st.tuples(U64, st.integers(0, 2**50), HZ), min_size=1, max_size=30), HZ)
+def test_a_chain_of_hosts_is_off_by_a_tick_a_hop_at_most(
+    hosts: list[tuple[int, int, int]], hz: int
+) -> None:
+    """What is lost is the ratio's rounding while it counts, and the fraction of a tick at each end."""
+    virtual = start = 10**12
+    exact_ticks = Fraction(0)
+    bound = Fraction(0)
+    for boot, counted, hardware_hz in hosts:
+        ratio = lib.ts_ratio(hz, hardware_hz)
+        if not ratio:
+            continue
+        offset = lib.ts_tsc_offset(virtual, boot, ratio)
+        # the hardware's counter may not wrap on the way, which takes centuries
+        if boot + counted >= 2**64 or (boot + counted) * ratio >> 60 >= 2**64:
+            continue
+        virtual = lib.ts_virtual_tsc(boot + counted, ratio, offset)
+        exact_ticks += Fraction(counted * hz, hardware_hz)
+        bound += Fraction(counted, 2**61) + 1
+    assert abs(virtual - start - exact_ticks) <= bound
+
+
 SLOT = st.fixed_dictionaries(
     {
         "owner": st.integers(0, 2**32 - 1),

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ import pytest
 from journey import TIMESHIM, journey
 
 from timeshim.cgroup import hierarchy
-from timeshim.tasks import runtime_dir
+from timeshim.errors import Error
+from timeshim.tasks import Task, find, runtime_dir
 
 if TYPE_CHECKING:
     from conftest import Program, Timeshim
@@ -89,8 +91,8 @@ def watched(timeshim: Timeshim, program: Program) -> Watched:
 
 
 def leftovers(task: dict[str, Any]) -> list[str]:
-    """Return what another copy of a task left on this host."""
-    mine = f"{task['id']}.{task['hop']}"
+    """Return what other copies of a task left on this host."""
+    mine = Task(**{field.name: task[field.name] for field in fields(Task)}).place
     places = (runtime_dir(), hierarchy() / "timeshim", Path("/var/tmp"))
     found = [path for place in places for path in place.glob(f"*{task['id']}*")]
     return [str(path) for path in found if path.name != mine]
@@ -211,10 +213,11 @@ def test_what_criu_cannot_dump(timeshim: Timeshim, tmp_path: Path) -> None:
     """CRIU's own reason is passed on, and the task goes on."""
     beat = tmp_path / "beat"
     script = f"""
-import ctypes, time
+import ctypes, os, time
 ctypes.CDLL(None).syscall({USERFAULTFD}, 0)
 while True:
-    open({str(beat)!r}, "w").write(str(time.monotonic()))
+    open({f"{beat}.new"!r}, "w").write(str(time.monotonic()))
+    os.replace({f"{beat}.new"!r}, {str(beat)!r})  # so that it is never read empty
     time.sleep(0.01)
 """
     timeshim.output(
@@ -264,8 +267,7 @@ def test_a_disk_that_fills_up_on_the_way(program: Program) -> None:
 
 def test_a_page_that_was_damaged_is_noticed(timeshim: Timeshim, watched: Watched) -> None:
     """A truncated page would raise SIGBUS in the supervisor; it is never trusted that far."""
-    (task,) = watched.tasks()
-    shared = runtime_dir() / f"{task['id']}.0" / "shared"
+    shared = find(watched.tasks()[0]["id"]).shared
     shutil.copy(shared / "page", shared / "kept")
     (shared / "page").unlink()
     (shared / "page").write_bytes(b"short")
@@ -273,3 +275,33 @@ def test_a_page_that_was_damaged_is_noticed(timeshim: Timeshim, watched: Watched
     assert done.returncode == 1
     assert is_one_sentence(done.stderr), done.stderr
     assert "is not a page" in done.stderr
+
+
+def test_late_cleaning_up_leaves_the_next_attempt_alone(timeshim: Timeshim) -> None:
+    """A receiver that was killed leaves that to its supervisor, which may be slow."""
+    timeshim.output("run", "--detach", "--name", WATCHED, "--", "sleep", "1000")
+    task = find(WATCHED)
+    first, second = (
+        Task(id=task.id, name=WATCHED, argv=[], clocks="shim", hop=1, capsule=True)
+        for _ in range(2)
+    )
+    first.make_room(10**9)
+    with pytest.raises(Error, match="on its way here"):
+        second.make_room(10**9)
+    first.remove()
+    second.make_room(10**9)
+    first.remove()
+    assert second.cgroup.path.exists()
+    assert second.page().attached == 0
+    second.remove()
+    assert leftovers(asdict(task)) == []
+
+
+@pytest.mark.parametrize("moment", ["network gone with everything restored", None])
+def test_what_was_printed_before_stays(timeshim: Timeshim, moment: str | None) -> None:
+    timeshim.output(
+        "run", "--detach", "--name", WATCHED, "--", "sh", "-c", "echo before; sleep 1000"
+    )
+    done = timeshim("migrate", WATCHED, breaking(moment) if moment else "")
+    assert (done.returncode == 0) == (moment is None)
+    assert timeshim.output("logs", WATCHED) == "before\n"

@@ -229,7 +229,7 @@ def descriptors():
 
 ending, offset = sys.argv[1], int(sys.argv[2])
 if ending == "half":
-    hosts._address = refuse
+    hosts._connect = refuse
 kept = []
 before = descriptors()
 try:

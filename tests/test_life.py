@@ -12,8 +12,7 @@ import pytest
 from journey import journey
 
 from timeshim._native import lib
-from timeshim.page import Page
-from timeshim.tasks import runtime_dir
+from timeshim.tasks import find
 
 if TYPE_CHECKING:
     from conftest import Program, Timeshim
@@ -83,9 +82,7 @@ def owners(timeshim: Timeshim) -> dict[int, int]:
     """Return which thread owns which slot of the task of `launch_slots`."""
     tasks = json.loads(timeshim.output("ps", "--json"))
     (task,) = (task for task in tasks if task["name"] == "slots")
-    with Page.open(
-        runtime_dir() / f"{task['id']}.{task['hop']}" / "shared" / "page", task["id"]
-    ) as page:
+    with find(task["id"]).page() as page:
         slots = page._task.slot
         return {i: slots[i].owner for i in range(lib.TS_SLOTS) if slots[i].owner}
 

@@ -62,22 +62,27 @@ def end(machine: Machine, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in machine.run("timeshim", "logs", name).stdout.splitlines()]
 
 
-def refusal(fast: Machine, host: str) -> str:
-    """Try to move a task; return the sentence that says why it did not, and runs on here."""
+@pytest.fixture(scope="module")
+def kept(pair: tuple[Machine, Machine]) -> Iterator[Machine]:
+    """Keep a task on a machine that it shall not leave."""
+    fast, _ = pair
     fast.run("timeshim", "run", "--detach", "--name", "kept", "--", "sleep", "1000")
-    try:
-        done = fast.run("timeshim", "migrate", "kept", host, check=False)
-        (task,) = tasks(fast)
-        assert (done.returncode, task["state"], task["migrations"]) == (1, "running", 0)
-        assert done.stderr.startswith("timeshim: ")
-        assert done.stderr.count("\n") == 1
-        return done.stderr
-    finally:
-        end(fast, "kept")
+    yield fast
+    end(fast, "kept")
 
 
-def test_another_tsc_frequency_is_refused(pair: tuple[Machine, Machine]) -> None:
-    sentence = refusal(pair[0], "ssh root@slow")
+def refusal(kept: Machine, host: str) -> str:
+    """Try to move the task; return the sentence that says why it did not, and runs on here."""
+    done = kept.run("timeshim", "migrate", "kept", host, check=False)
+    (task,) = (task for task in tasks(kept) if task["name"] == "kept")
+    assert (done.returncode, task["state"], task["migrations"]) == (1, "running", 0)
+    assert done.stderr.startswith("timeshim: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_another_tsc_frequency_is_refused(kept: Machine) -> None:
+    sentence = refusal(kept, "ssh root@slow")
     there = re.search(r"that of ssh root@slow at ([0-9.]+) MHz", sentence)
     assert there, sentence
     assert abs(float(there[1]) - 1000) < 1000 * PPM / 1e6
@@ -96,8 +101,8 @@ def test_another_tsc_frequency_is_refused(pair: tuple[Machine, Machine]) -> None
     ],
     ids=["host key", "client key", "port"],
 )
-def test_what_ssh_refuses(pair: tuple[Machine, Machine], options: str, says: str) -> None:
-    assert says in refusal(pair[0], f"ssh {options} root@slow")
+def test_what_ssh_refuses(kept: Machine, options: str, says: str) -> None:
+    assert says in refusal(kept, f"ssh {options} root@slow")
 
 
 def test_clocks_over_ssh_to_another_tsc_and_back(
@@ -117,7 +122,7 @@ def test_clocks_over_ssh_to_another_tsc_and_back(
         first, last = clocks(destination, "watch"), clocks(destination, "watch")
         ticks, ns = (last["virtual"][key] - first["virtual"][key] for key in ("tsc", "monotonic"))
         rates.append(ticks * 1e9 / ns / last["tsc_frequency"]["virtual_hz"])
-        assert tasks(source) == []
+        assert "watch" not in {task["name"] for task in tasks(source)}
     (seen,) = end(fast, "watch")
 
     blackouts = [summary["blackout_ns"] for summary in summaries]
@@ -129,3 +134,42 @@ def test_clocks_over_ssh_to_another_tsc_and_back(
         assert seen[clock]["backward"] == 0
         assert seen[clock]["gained_ns"] < REALTIME_MS * MS
         assert abs(seen[clock]["lost_ns"] - stood_still) < 2 * REALTIME_MS * MS
+
+
+def measured(machine: Machine, seconds: int, least: int) -> list[dict[str, Any]]:
+    """Return what the stopwatch printed on a machine, once that is enough."""
+    deadline = time.monotonic() + seconds
+    while True:
+        printed = machine.run("timeshim", "logs", "stopwatch").stdout
+        lines = [json.loads(line) for line in printed.splitlines()]
+        if len(lines) >= least:
+            return lines
+        assert time.monotonic() < deadline, lines
+
+
+@pytest.mark.parametrize("tsc", ["patch", pytest.param("off", marks=pytest.mark.long)])
+def test_a_second_stays_a_second(pair: tuple[Machine, Machine], program: Program, tsc: str) -> None:
+    """A program that measured the TSC's frequency once, there and back again."""
+    fast, slow = pair
+    for machine in pair:
+        machine.put(program("stopwatch"))
+    command = (f"--tsc={tsc}", "--", str(program("stopwatch")))
+    fast.run("timeshim", "run", "--detach", "--name", "stopwatch", *command)
+    seen = [measured(fast, 60, 3)]
+    for source, destination in ((fast, slow), (slow, fast)):
+        host = f"ssh root@{destination.name}"
+        source.run("timeshim", "migrate", "--scale-tsc", "stopwatch", host)
+        seen.append(measured(destination, 60, 4))
+    end(fast, "stopwatch")
+
+    # the second that a move took place in is as exact as the moment of the move
+    worst = [
+        max(abs(line["off_ppm"]) for line in lines[hop > 0 :]) for hop, lines in enumerate(seen)
+    ]
+    moves = [lines[0]["off_ppm"] for lines in seen[1:]]
+    print(f"--tsc={tsc}: {seen[0][0]['mhz']} MHz, off by {worst} ppm; where it moved by {moves}")
+    if tsc == "patch":
+        assert max(worst) < PPM
+        assert not any(line["backward"] for lines in seen for line in lines)
+    else:
+        assert worst[1] > 500_000  # a second takes 2.6

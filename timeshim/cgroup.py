@@ -59,8 +59,12 @@ class Cgroup:
         self._write("cgroup.procs", str(pid))
 
     def pids(self) -> list[int]:
-        """Return its processes, as the caller's pid namespace numbers them."""
-        return [int(pid) for pid in (self.path / "cgroup.procs").read_text().split()]
+        """Return its processes, as the caller's pid namespace numbers them; none if it is gone."""
+        try:
+            listed = (self.path / "cgroup.procs").read_text()
+        except FileNotFoundError:
+            return []
+        return [int(pid) for pid in listed.split()]
 
     def _events(self) -> dict[str, str]:
         text = (self.path / "cgroup.events").read_text()

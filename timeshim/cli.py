@@ -147,8 +147,7 @@ def ps(*, as_json: bool) -> None:
     """List the tasks on this host."""
     rows = []
     for task in all_tasks():
-        # it ended just now; its cgroup may be the first to be gone
-        with contextlib.suppress(Error, FileNotFoundError):
+        with contextlib.suppress(Error):  # it ended just now
             rows.append(describe(task))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -195,6 +194,8 @@ def describe(task: Task) -> dict[str, Any]:
             "migrations": page.migrations,
             "blackout_ns": page.blackout_ns,
             "slots_exhausted": page.slots_exhausted,
+            "tsc_rewritten": page.tsc_rewritten,
+            "tsc_raw": page.tsc_raw,
         }
 
 

@@ -89,10 +89,9 @@ class Offsets:
 
     @classmethod
     def of_process(cls, pid: int | str) -> Self:
-        """Read the offsets to the initial one of the time namespace of a process's children.
+        """Read the offsets of a process's time namespace to the initial one.
 
-        That is its own as well, unless it has made one and stays outside. A kernel without time
-        namespaces has no such file and only one frame.
+        A kernel without time namespaces has no such file and only one frame.
         """
         try:
             text = Path(f"/proc/{pid}/timens_offsets").read_text()
@@ -113,14 +112,9 @@ class Offsets:
         return Offsets(self.monotonic + other.monotonic, self.boottime + other.boottime)
 
 
-# Looked up once and for all: a supervisor makes a time namespace for its task, and from then on
-# the file tells the offsets of that one.
-OURS = Offsets.of_process("self")
-
-
 def frame_of(pid: int | str) -> Offsets:
     """Return what to add to this process's clocks to get those that another one reads."""
-    return Offsets.of_process(pid).relative_to(OURS)
+    return Offsets.of_process(pid).relative_to(Offsets.of_process("self"))
 
 
 def read_clocks() -> Clocks:

@@ -153,7 +153,7 @@ class Supervisor:
         self.page = task.page()
         self.state = "arriving"
         self.root = 0
-        self.namespace = False  # a time namespace of the task's own, made by us
+        self.namespace: int | None = None  # the task's own time namespace, if we made one
         self.exit_code: int | None = None
         self.export: Export | None = None
         self.alarms: list[Alarm] = []
@@ -228,12 +228,11 @@ class Supervisor:
             Error: it is not, and the task has no other clocks.
         """
         try:
-            timens.make(offsets)
+            self.namespace = timens.make(offsets)
         except Error:
             if self.task.clocks == "kernel":
                 raise
             return Offsets()  # the page alone carries them, as it would anyhow
-        self.namespace = True
         return offsets
 
     def launch(self, argv: list[str], descriptors: dict[int, int]) -> None:
@@ -253,6 +252,8 @@ class Supervisor:
                     # So that System V objects move along (docs/migration.md). It can only fail
                     # where the kernel has none, and then only those who use them cannot move.
                     lib.ts_unshare(CLONE_NEWIPC)
+                if self.namespace is not None:
+                    timens.enter(self.namespace)
                 for theirs, ours in descriptors.items():
                     os.dup2(ours, theirs)
                 # whatever the caller had open lies outside the capsule, where CRIU cannot go
@@ -423,7 +424,7 @@ class Supervisor:
         virtual = kernel.virtual(self.page.epoch)
         self.export = Export(
             virtual=virtual,
-            lead_ns=kernel.monotonic - virtual.monotonic if self.namespace else 0,
+            lead_ns=kernel.monotonic - virtual.monotonic if self.namespace is not None else 0,
             tsc_hz=self.page.tsc_hz,
             generation=self.page.generation,
             migrations=self.page.migrations,

@@ -1,6 +1,8 @@
 """The tasks of this user on this host: their directories, and how one is found by name.
 
-A task that is on this host has a directory ``<runtime>/<id>.<hop>``::
+A task that is on this host has a directory ``<runtime>/<id>.<hop>.<attempt>``, and a cgroup of that
+name. Each attempt to come here has a name of its own, so that whoever cleans up late after one
+that failed removes nothing of the next::
 
     task.json   what follows in `Task`
     control     the supervisor's socket
@@ -80,6 +82,8 @@ class Task:
     """How many hosts it has been on before."""
     capsule: bool
     """Whether it has a pid and a mount namespace of its own, and a cgroup."""
+    attempt: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Tells attempts to come to this host apart."""
     tsc: str = "patch"
     """What becomes of instructions that read the TSC: ``patch``, or ``off``, which is nothing."""
     tsc_skip: list[str] = field(default_factory=list)
@@ -92,9 +96,14 @@ class Task:
     """Directory of images that belong to a migration of it in progress."""
 
     @property
+    def place(self) -> str:
+        """What all that it has on this host is named after."""
+        return f"{self.id}.{self.hop}.{self.attempt}"
+
+    @property
     def dir(self) -> Path:
         """Its directory on this host."""
-        return runtime_dir() / f"{self.id}.{self.hop}"
+        return runtime_dir() / self.place
 
     @property
     def shared(self) -> Path:
@@ -122,7 +131,7 @@ class Task:
     @property
     def cgroup(self) -> Cgroup:
         """Its cgroup on this host."""
-        return Cgroup.named(f"{self.id}.{self.hop}")
+        return Cgroup.named(self.place)
 
     @property
     def alive(self) -> bool:
@@ -168,16 +177,17 @@ class Task:
         Raises:
             Error: it is on this host already.
         """
-        try:
-            self.dir.mkdir(mode=0o700)
-        except FileExistsError:
-            raise Error(f"{self.name} is on this host already, in {self.dir}") from None
+        here = [task for task in all_tasks() if task.id == self.id]
+        if any(task.hop == self.hop for task in here):
+            raise Error(f"{self.name} is on this host already, or on its way here")
+        self.dir.mkdir(mode=0o700)
         self.shared.mkdir()
         self.shared.chmod(0o755)
         self.inside.mkdir(exist_ok=True)
         self.inside.chmod(0o755)
         self.output.parent.mkdir(exist_ok=True)
-        self.output.write_bytes(b"")
+        if not here:  # else it comes from this very host, and has printed already
+            self.output.write_bytes(b"")
         Page.create(
             self.shared / "page",
             self.id,

@@ -81,11 +81,11 @@ __asm__(".text\n.p2align 4\n"
 			   "2:" RETURN) ".p2align 4\n"
 	/* a destination in front of it and another behind: nothing can move, but there is padding
 	 */
-	FUNCTION(hop, "mov $2, %ecx\n1: rdtsc\n2: lea -1(%rcx), %ecx\njrcxz 3f\njmp 1b\njmp 2b\n"
+	FUNCTION(hop, "mov $2, %ecx\n1: rdtsc\n2: lea -1(%rcx), %ecx\njrcxz 3f\njmp 2b\njmp 1b\n"
 		      "3:" RETURN) ".p2align 5\n"
 	/* the same without padding */
-	FUNCTION(punned, LONG_WAY "mov $2, %ecx\n1: rdtsc\n2: sub $1, %ecx\njrcxz 3f\njmp 1b\n"
-				  "jmp 2b\n3:" RETURN LONG_WAY "ret\n")
+	FUNCTION(punned, LONG_WAY "mov $2, %ecx\n1: rdtsc\n2: sub $1, %ecx\njrcxz 3f\njmp 2b\n"
+				  "jmp 1b\n3:" RETURN LONG_WAY "ret\n")
 	/* the second is part of what the first one moves */
 	FUNCTION(twice, "rdtsc\nrdtsc\nnop\n" RETURN)
 		FUNCTION(moved_distance,
