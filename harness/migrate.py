@@ -175,6 +175,8 @@ def agree(task: Task, carrier: Carrier, criu: Criu, options: Options) -> int:
         tsc_hz=hz,
         time_namespace=options.time_namespace,
         files=mapped_files(task),
+        locked=locked_files(task),
+        boot=boot_id(),
         memory=resident_bytes(task),
     )
     accepted = carrier.expect("accept")
@@ -308,6 +310,25 @@ def mapped_files(task: Task) -> dict[str, int]:
 
     _per_process(task, "maps", take)
     return found
+
+
+def locked_files(task: Task) -> dict[str, list[int]]:
+    """Return the files that a task has locked, in whatever way: path -> device and inode."""
+    found: dict[str, list[int]] = {}
+    for pid in task.pids():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    if "\nlock:" in entry.read_text():
+                        file = Path(f"/proc/{pid}/fd/{entry.name}")
+                        status = file.stat()
+                        found[os.readlink(file)] = [status.st_dev, status.st_ino]
+    return found
+
+
+def boot_id() -> str:
+    """Return what tells this kernel, since it was booted, from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def resident_bytes(task: Task) -> int:

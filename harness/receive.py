@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.criu import Criu, leave_time_namespace
-from harness.migrate import make_image_room
+from harness.migrate import boot_id, make_image_room
 from timeshim import timens, tsc
 from timeshim.control import Control
 from timeshim.errors import Error
@@ -116,7 +116,26 @@ def check(offer: dict[str, Any]) -> Criu:
             raise Error(
                 f"{name} is another file here ({path.stat().st_size} bytes instead of {size}): install the same version"
             )
+    if offer["boot"] == boot_id():
+        refuse_locked(offer["locked"])
     return criu
+
+
+def refuse_locked(files: dict[str, list[int]]) -> None:
+    """Look for files that the task has locked, on a host with the source's kernel.
+
+    CRIU would wait for the locks, and the copy at the source, which holds them, for CRIU.
+
+    Raises:
+        Error: one of them is the very same file here.
+    """
+    for name, identity in files.items():
+        with contextlib.suppress(OSError):
+            status = Path(name).stat()
+            if [status.st_dev, status.st_ino] == identity:
+                raise Error(
+                    f"the task has locked {name}, which is the same file here: two copies of a task cannot hold one lock while it moves"
+                )
 
 
 def receive_files(wire: Wire, task: Task, images: Path) -> None:
