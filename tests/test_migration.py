@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import PRELOAD, Program, Timeshim, compile_c
+from mutant import Mutant
 
-from preload.build import COMMON_FLAGS, SHIM_FLAGS, SHIM_LINK, SHIM_SOURCES
 from timeshim.tasks import all_tasks, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from conftest import Program, Timeshim
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
 
@@ -85,47 +82,13 @@ def test_spinning_readers_over_fifty_migrations_in_place(
     assert wrong_clocks(summaries, threads) == []
 
 
-@pytest.fixture
-def without_the_check(tmp_path: Path) -> Path:
-    """Build a shim that does not look at the generation again after a clock read."""
-    source = tmp_path / "preload"
-    shutil.copytree(PRELOAD, source, ignore=shutil.ignore_patterns("__pycache__"))
-    header = source / "shim.h"
-    text, changed = re.subn(
-        r"return likely\(__atomic_load_n\(&shim.clocks->generation.*?\);",
-        "(void)seen;\n\treturn true;",
-        header.read_text(),
-        flags=re.DOTALL,
-    )
-    assert changed == 1
-    header.write_text(text)
-    built = tmp_path / "built"
-    built.mkdir()
-    compile_c(
-        built / "libtimeshim.so",
-        *COMMON_FLAGS,
-        *SHIM_FLAGS,
-        *(source / name for name in SHIM_SOURCES),
-        *SHIM_LINK,
-        f"-Wl,--version-script={source / 'libtimeshim.map'}",
-    )
-    compile_c(built / "reaper", source / "reaper.c")
-    return built
-
-
 def test_without_the_check_the_spinning_readers_notice(
-    timeshim: Timeshim, program: Program, without_the_check: Path
+    timeshim: Timeshim, program: Program, tmp_path: Path
 ) -> None:
-    def run(*arguments: str | Path) -> None:
-        launcher = (
-            "import sys, pathlib, timeshim.tasks; from harness.cli import main; "
-            f"timeshim.tasks.BUILT = pathlib.Path({str(without_the_check)!r}); main()"
-        )
-        subprocess.run(
-            [sys.executable, "-c", launcher, *arguments], check=True, env=timeshim.env, timeout=30
-        )
-
-    summaries, threads = spin_in_place(timeshim, program("watch"), 15, run)
+    """The look at the generation after a clock read is left out."""
+    check = r"return likely\(__atomic_load_n\(&shim.clocks->generation.*?\);"
+    mutant = Mutant(timeshim, tmp_path, "shim.h", check, "(void)seen;\n\treturn true;")
+    summaries, threads = spin_in_place(timeshim, program("watch"), 15, mutant)
     wrong = wrong_clocks(summaries, threads)
     print(wrong)
     assert any("back" in what for what in wrong)

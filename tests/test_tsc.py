@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import PRELOAD, Program, Timeshim, compile_c
+from mutant import Mutant
 
 import timeshim as package
-from preload.build import COMMON_FLAGS, SHIM_FLAGS, SHIM_LINK, SHIM_SOURCES
 from timeshim.scan import HOP, MOVED, PUNNED, scan_file, scan_process
 from timeshim.tasks import all_tasks, find
 
@@ -170,43 +170,10 @@ def test_registers_flags_and_the_red_zone(timeshim: Timeshim, program: Program) 
     assert outcome["wrong"] == 0
 
 
-def built_shim(directory: Path, pattern: str, replacement: str, changes: int, file: str) -> Path:
-    """Build a shim, and what lies beside it, with one of its files changed."""
-    source = directory / "preload"
-    shutil.copytree(PRELOAD, source, ignore=shutil.ignore_patterns("__pycache__"))
-    text, changed = re.subn(pattern, replacement, (source / file).read_text())
-    assert changed == changes
-    (source / file).write_text(text)
-    built = directory / "built"
-    built.mkdir()
-    compile_c(
-        built / "libtimeshim.so",
-        *COMMON_FLAGS,
-        *SHIM_FLAGS,
-        *(source / name for name in SHIM_SOURCES),
-        *SHIM_LINK,
-        f"-Wl,--version-script={source / 'libtimeshim.map'}",
-    )
-    compile_c(built / "reaper", source / "reaper.c")
-    return built
-
-
 @pytest.fixture
-def without_the_check(timeshim: Timeshim, tmp_path: Path) -> Callable[..., str]:
+def without_the_check(timeshim: Timeshim, tmp_path: Path) -> Mutant:
     """Return a `timeshim` whose trampolines do not look at the generation again."""
-    built = built_shim(tmp_path, r"jne\t1b", "nop", 2, "trampoline.c")
-    launcher = (
-        "import sys, pathlib, timeshim.tasks; from harness.cli import main; "
-        f"timeshim.tasks.BUILT = pathlib.Path({str(built)!r}); main()"
-    )
-
-    def run(*arguments: str | Path) -> str:
-        command = [sys.executable, "-c", launcher, *arguments]
-        return subprocess.run(
-            command, check=True, env=timeshim.env, timeout=60, capture_output=True, text=True
-        ).stdout
-
-    return run
+    return Mutant(timeshim, tmp_path, "trampoline.c", r"jne\t1b", "nop")
 
 
 def test_frozen_at_any_instruction(timeshim: Timeshim, program: Program) -> None:
@@ -218,7 +185,7 @@ def test_frozen_at_any_instruction(timeshim: Timeshim, program: Program) -> None
 
 
 def test_frozen_at_any_instruction_without_the_check(
-    program: Program, without_the_check: Callable[..., str]
+    program: Program, without_the_check: Mutant
 ) -> None:
     printed = without_the_check("run", "--monotonic", "+1d", program("tsc_probe", INCLUDE), "steps")
     outcome = json.loads(printed)
@@ -256,7 +223,7 @@ def test_spinning_over_sixty_migrations_in_place(timeshim: Timeshim, program: Pr
 @as_root
 @pytest.mark.timeout(300)
 def test_spinning_without_the_check(
-    timeshim: Timeshim, program: Program, without_the_check: Callable[..., str]
+    timeshim: Timeshim, program: Program, without_the_check: Mutant
 ) -> None:
     threads = spin_in_place(timeshim, program("tsc", INCLUDE), 20, without_the_check)
     print(threads)
