@@ -106,6 +106,11 @@ def tell(summary: Summary) -> None:
         click.echo(
             f"{summary.timers_lost} timers could not be set again, and will not ring", err=True
         )
+    if summary.untrapped:
+        click.echo(
+            f"{summary.untrapped} threads do not trap any more, and read the hardware's TSC",
+            err=True,
+        )
     if summary.clocks == "shim":
         click.echo(
             f"continuity: every clock within {summary.continuity_ns / 1e3:.0f} us "

@@ -58,6 +58,8 @@ class Summary:
     """Waits in progress whose deadlines were corrected."""
     timers_lost: int
     """Timers that could not be set again: they do not ring."""
+    untrapped: int
+    """Threads in which reading the TSC could not be made to trap again."""
     freeze_ns: int
     """The clocks were read at most this long after the last instruction here."""
     resume_ns: int
@@ -136,6 +138,7 @@ def migrate(
         bytes=size,
         waits=running["waits"],
         timers_lost=running["timers_lost"],
+        untrapped=running["untrapped"],
         freeze_ns=export.freeze_ns,
         resume_ns=running["resume_ns"],
         advance_ns=running["advance_ns"],

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "slot.h"
+#include "trap.h"
 #include "tsc.h"
 
 #define EXIT_CANNOT_ATTACH 126 /* as shells say "found but could not be executed" */
@@ -169,6 +170,7 @@ static void __attribute__((constructor)) attach_at_load(int argc, char **argv, c
 		envp++;
 	if ((err = hide_vdso((Elf64_auxv_t *)(envp + 1))))
 		refuse("a copy of the vDSO", strerror(err));
+	begin_trap();
 	cpu_begin();
 	rewrite_tsc();
 	__atomic_fetch_add(&shim.task->attached, 1, __ATOMIC_RELAXED);

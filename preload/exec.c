@@ -23,7 +23,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "shim.h"
+#include "trap.h"
 
 NEXT(execv);
 NEXT(execve);
@@ -138,7 +138,9 @@ static char *const *with_shim(const struct environment *env, void *room)
 			envp = with_shim(&env, mapped);                                            \
 		else if (env.room && env.room <= MOST_ON_STACK)                                    \
 			envp = with_shim(&env, alloca(env.room));                                  \
+		pause_trap();                                                                      \
 		returned = (call);                                                                 \
+		resume_trap();                                                                     \
 		if (mapped != MAP_FAILED)                                                          \
 			munmap(mapped, env.room);                                                  \
 		returned;                                                                          \
@@ -252,12 +254,19 @@ static char *command_with_shim(const char *command)
 	return longer;
 }
 
+static void started(void *longer)
+{
+	resume_trap();
+	free(longer);
+}
+
 int system(const char *command)
 {
 	char *longer = command_with_shim(command);
 	int status;
 
-	pthread_cleanup_push(free, longer);
+	pthread_cleanup_push(started, longer);
+	pause_trap();
 	status = next_system(longer ? longer : command);
 	pthread_cleanup_pop(1);
 	return status;
@@ -266,8 +275,10 @@ int system(const char *command)
 FILE *popen(const char *command, const char *mode)
 {
 	char *longer = command_with_shim(command);
-	FILE *pipe = next_popen(longer ? longer : command, mode);
+	FILE *pipe;
 
-	free(longer);
+	pause_trap();
+	pipe = next_popen(longer ? longer : command, mode);
+	started(longer);
 	return pipe;
 }

@@ -325,6 +325,45 @@ int ts_traced_thread(const struct ts_traced *process)
 	return other;
 }
 
+/* Has it a signal to handle that an instruction of its own raised? */
+static bool has_faulted(const struct thread *thread)
+{
+	static const uint64_t faults = 1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) |
+				       1ull << (SIGILL - 1) | 1ull << (SIGFPE - 1);
+	struct __ptrace_peeksiginfo_args which = { .nr = 1 };
+	siginfo_t info;
+	uint64_t mask;
+
+	if (ptrace(PTRACE_GETSIGMASK, thread->id, sizeof(mask), &mask))
+		return false;
+	for (; ptrace(PTRACE_PEEKSIGINFO, thread->id, &which, &info) == 1; which.off++) {
+		if (info.si_code > 0 && faults & ~mask & 1ull << (info.si_signo - 1))
+			return true;
+	}
+	return false;
+}
+
+void ts_begin_handlers(struct ts_traced *process)
+{
+	for (size_t i = 0; i < process->count; i++) {
+		struct thread *thread = &process->thread[i];
+		int stop;
+
+		if (!thread->id || !has_faulted(thread))
+			continue;
+		/* it comes before whatever else is pending */
+		if (ptrace(PTRACE_CONT, thread->id, 0, 0) || (stop = await_stop(thread)) < 0)
+			continue;
+		if (stop >> 8)
+			continue;
+		/* the kernel makes the handler's frame, and stops in front of its first instruction
+		 */
+		ptrace(PTRACE_INTERRUPT, thread->id, 0, 0);
+		ptrace(PTRACE_CONT, thread->id, 0, stop);
+		await_event(process, thread);
+	}
+}
+
 static void remember_rseq(struct ts_traced *process, struct thread *thread)
 {
 	struct __ptrace_rseq_configuration rseq;

@@ -41,6 +41,14 @@ int ts_traced_thread(const struct ts_traced *process);
  */
 long ts_inject(struct ts_traced *process, int thread, long number, const int64_t *arg);
 
+/*
+ * Has every thread that is about to handle a fault begin to: nothing of the handler runs yet.  For
+ * a fault that is pending CRIU takes for its parasite's own: the kernel hands out the first
+ * one, blocked or not, once another is not blocked (dequeue_synchronous_signal() in
+ * kernel/signal.c).  Before any ts_inject().
+ */
+void ts_begin_handlers(struct ts_traced *process);
+
 /* Has a thread map TS_SCRATCH bytes, once, that system calls may read and write; 0 if it cannot. */
 uint64_t ts_scratch(struct ts_traced *process, int thread);
 

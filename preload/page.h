@@ -79,6 +79,8 @@ struct ts_clock_area {
 	uint64_t tsc_patch; /* non-zero: instructions that read the TSC are rewritten; creator */
 	char tsc_skip[TS_SKIP_SIZE]; /* names of objects where they are not: each ends with a NUL,
 					an empty one ends them; creator */
+	uint64_t
+		tsc_trap; /* non-zero: they trap, in every thread, and none is rewritten; creator */
 };
 
 /*

@@ -11,6 +11,7 @@
 #include <sys/epoll.h>
 
 #include "interrupted.h"
+#include "trap.h"
 
 NEXT(epoll_pwait);
 NEXT(epoll_pwait2);
@@ -95,8 +96,12 @@ static int wait_masked(int epfd, struct epoll_event *events, int most,
 		       const struct ts_time *timeout, const sigset_t *mask)
 {
 	struct pollfd epoll = { .fd = epfd, .events = POLLIN };
-	int count = next_epoll_pwait(epfd, events, most, 0, mask);
 	struct ts_time deadline;
+	sigset_t room;
+	int count;
+
+	mask = blockable(mask, &room);
+	count = next_epoll_pwait(epfd, events, most, 0, mask);
 
 	if (count || (timeout && !timeout->sec && !timeout->nsec))
 		return count;

@@ -81,6 +81,10 @@ void *find_next(const char *name);
 /* vdso.c: the kernel's own clock_gettime, without the dynamic linker's help. */
 clock_gettime_fn *vdso_clock_gettime(void);
 
+/* vdso.c: the same by way of the system call; and is an address in the vDSO, or where it is now? */
+clock_gettime_fn kernel_clock_gettime;
+bool in_vdso(uint64_t address);
+
 /* vdso.c: has those who look for the vDSO in this auxiliary vector find the shim's; 0 or errno. */
 int hide_vdso(Elf64_auxv_t *auxv);
 

@@ -27,6 +27,7 @@
 #include "interrupted.h"
 #include "slot.h"
 #include "timer.h"
+#include "trap.h"
 
 #ifndef FUTEX_LOCK_PI2 /* Linux 5.14 */
 #define FUTEX_LOCK_PI2 13
@@ -235,6 +236,14 @@ long syscall(long number, ...)
 		TRANSFER(sendto);
 		TRANSFER(write);
 		TRANSFER(writev);
+	case SYS_rt_sigaction:
+		if (arg[3] == SIGSET_BYTES && trapping())
+			return raw_sigaction(arg);
+		break;
+	case SYS_rt_sigprocmask:
+		if (arg[3] == SIGSET_BYTES && trapping())
+			return raw_sigprocmask(arg);
+		break;
 	case SYS_setitimer:
 	case SYS_alarm:
 		declare_interval_timer();

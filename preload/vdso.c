@@ -19,8 +19,10 @@
 #include "image.h"
 #include "shim.h"
 
+#define VDSO_SPAN 4096ull /* its code is some pages, and each function in them is looked at */
+
 /* A kernel booted with vdso=0 still has the system call. */
-static int syscall_clock_gettime(clockid_t id, struct timespec *ts)
+int kernel_clock_gettime(clockid_t id, struct timespec *ts)
 {
 	return (int)kernel_call(SYS_clock_gettime, (const long[6]){ id, (long)ts });
 }
@@ -32,19 +34,50 @@ static bool is_clock_gettime(const struct image *image, const Elf64_Sym *symbol)
 	return !strcmp(name, "__vdso_clock_gettime") || !strcmp(name, "clock_gettime");
 }
 
+static struct image vdso; /* of size 0 if there is none */
+
 clock_gettime_fn *vdso_clock_gettime(void)
 {
-	struct image image;
+	if (!image_parse(&vdso, (const char *)getauxval(AT_SYSINFO_EHDR)))
+		return kernel_clock_gettime;
+	for (size_t i = 0; i < vdso.count; i++) {
+		const Elf64_Sym *symbol = &vdso.symbols[i];
 
-	if (!image_parse(&image, (const char *)getauxval(AT_SYSINFO_EHDR)))
-		return syscall_clock_gettime;
-	for (size_t i = 0; i < image.count; i++) {
-		const Elf64_Sym *symbol = &image.symbols[i];
-
-		if (is_function(symbol) && is_clock_gettime(&image, symbol))
-			return (clock_gettime_fn *)(uintptr_t)(image.bias + symbol->st_value);
+		if (is_function(symbol) && is_clock_gettime(&vdso, symbol))
+			return (clock_gettime_fn *)(uintptr_t)(vdso.bias + symbol->st_value);
 	}
-	return syscall_clock_gettime;
+	return kernel_clock_gettime;
+}
+
+/* Where CRIU's jump leads that may stand at the beginning of a function; 0 if there is none. */
+static uint64_t destination(const uint8_t *function)
+{
+	static const uint8_t load_rax[] = { 0x48, 0xb8 }, jump_rax[] = { 0xff, 0xe0 };
+	uint64_t target;
+
+	if (memcmp(function, load_rax, sizeof(load_rax)) ||
+	    memcmp(function + sizeof(load_rax) + sizeof(target), jump_rax, sizeof(jump_rax)))
+		return 0;
+	memcpy(&target, function + sizeof(load_rax), sizeof(target));
+	return target;
+}
+
+bool in_vdso(uint64_t address)
+{
+	if (!vdso.size)
+		return false;
+	if (address - (uint64_t)vdso.base < vdso.size)
+		return true;
+	for (size_t i = 0; i < vdso.count; i++) {
+		uint64_t target;
+
+		if (!is_function(&vdso.symbols[i]))
+			continue;
+		target = destination((const uint8_t *)(vdso.bias + vdso.symbols[i].st_value));
+		if (target && address - (target & -VDSO_SPAN) < 2 * VDSO_SPAN)
+			return true;
+	}
+	return false;
 }
 
 /*

@@ -8,6 +8,7 @@ milliseconds before the task does.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -91,8 +92,16 @@ _INTERVAL_TIMERS = [
 ]
 
 
-def hold(cgroup: Cgroup, page: Page, frame: Offsets, *, every: bool) -> list[Alarm] | None:
-    """Stop the timers of a frozen task and return those that were set; None if it has no timers.
+_PR_GET_TSC, _PR_SET_TSC, _PR_TSC_SIGSEGV = 25, 26, 2  # linux/prctl.h
+_SYS_PRCTL = 157
+
+
+def hold(
+    cgroup: Cgroup, page: Page, frame: Offsets, *, every: bool
+) -> tuple[list[Alarm], list[int]] | None:
+    """Stop the timers of a frozen task and return those that were set, and the threads that trap.
+
+    None if it has no timers, and no thread can.
 
     Its processes are stopped in another way for as long as the cgroup is thawed, so the
     task does not run; but whatever rings until this returns has rung before the freeze.
@@ -107,14 +116,18 @@ def hold(cgroup: Cgroup, page: Page, frame: Offsets, *, every: bool) -> list[Ala
     timers = {pid: _posix_timers(pid, page) for pid in pids}
     if every or page.interval_timers:
         timers = {pid: [*found, *_INTERVAL_TIMERS] for pid, found in timers.items()}
-    if not any(timers.values()):
+    if not any(timers.values()) and not page.traps_tsc:
         return None
     ahead = _ahead(page.epoch, frame)
-    alarms = []
+    alarms, trapping = [], []
     # all of them, also those without timers, for they could run too and set some
     traced = {pid: process for pid in pids if (process := lib.ts_trace(pid))}
     cgroup.thaw()
     try:
+        if page.traps_tsc:
+            for pid, process in traced.items():
+                lib.ts_begin_handlers(process)
+                trapping += _trapping(pid, process)
         for pid, found in timers.items():
             if found and pid in traced:
                 held = ffi.new("struct ts_timer[]", found)
@@ -125,7 +138,40 @@ def hold(cgroup: Cgroup, page: Page, frame: Offsets, *, every: bool) -> list[Ala
         for process in traced.values():
             lib.ts_let_go(process, ffi.NULL)
     cgroup.await_frozen()
-    return alarms
+    return alarms, trapping
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:  # it ended
+        return []
+
+
+def _prctl(process: Any, thread: int, option: int, argument: int) -> bool:
+    return bool(
+        lib.ts_inject(process, thread, _SYS_PRCTL, [option, argument, 0, 0, 0, 0]) == 0,
+    )
+
+
+def _trapping(pid: int, process: Any) -> list[int]:
+    """Return the threads in which reading the TSC traps: the kernel says it to themselves only.
+
+    Not all of a task: a thread does without while it starts a program, or handles a trap.
+    """
+    setting = ffi.new("int *")
+    scratch = lib.ts_scratch(process, lib.ts_traced_thread(process))
+    found = [
+        thread
+        for thread in _threads(pid)
+        if scratch
+        and _prctl(process, thread, _PR_GET_TSC, scratch)
+        and lib.ts_read_scratch(process, 0, setting, ffi.sizeof("int"))
+        and setting[0] == _PR_TSC_SIGSEGV
+    ]
+    if scratch:
+        lib.ts_return_scratch(process)
+    return found
 
 
 def _ahead(epoch: Any, frame: Offsets) -> list[int]:
@@ -151,22 +197,33 @@ def _alarm(pid: int, timer: Any, ahead: list[int]) -> Alarm:
 
 
 class Held:
-    """The timers of a frozen task, and their processes stopped so that they can be set."""
+    """The timers of a frozen task, and its processes stopped so that they can be set.
 
-    def __init__(self, alarms: Iterable[Alarm], frame: Offsets) -> None:
+    So can the trap, which CRIU does not restore.
+    """
+
+    def __init__(self, alarms: Iterable[Alarm], trapping: Iterable[int], frame: Offsets) -> None:
         """Stop the processes; they run on when `set_again` is called, and not before."""
         self.frame = frame
         self.lost = 0
         """How many timers could not be set again."""
-        self._processes: list[tuple[Any, Any]] = []
-        of: dict[int, list[Alarm]] = {}
+        self.untrapped = 0
+        """How many threads could not be made to trap again."""
+        self._processes: list[tuple[Any, Any, list[int]]] = []
+        timers: dict[int, list[Alarm]] = {}
         for alarm in alarms:
-            of.setdefault(alarm.pid, []).append(alarm)
-        for pid, own in of.items():
+            timers.setdefault(alarm.pid, []).append(alarm)
+        threads: dict[int, list[int]] = {}
+        for thread in trapping:
+            threads.setdefault(_process_of(thread), []).append(thread)
+        for pid in timers.keys() | threads.keys():
+            own, trap = timers.get(pid, []), threads.get(pid, [])
             if process := lib.ts_trace(pid):
-                self._processes.append((process, ffi.new("struct ts_timer[]", [*map(_timer, own)])))
+                held = ffi.new("struct ts_timer[]", [*map(_timer, own)])
+                self._processes.append((process, held, trap))
             else:
                 self.lost += len(own)
+                self.untrapped += len(trap)
 
     def set_again(self, epoch: Any, signalled: Any, *, moved: bool) -> None:
         """Set the timers and let their processes run, whose cgroup has just been thawed.
@@ -180,9 +237,21 @@ class Held:
         # in the task's own frame, for it is the task that sets them
         ahead[lib.TS_BY_MONOTONIC] -= self.frame.monotonic
         ahead[lib.TS_BY_BOOTTIME] -= self.frame.boottime
-        for process, timers in self._processes:
-            self.lost += lib.ts_set_again(process, timers, len(timers), moved, ahead)
+        for process, timers, threads in self._processes:
+            self.untrapped += sum(
+                not _prctl(process, thread, _PR_SET_TSC, _PR_TSC_SIGSEGV) for thread in threads
+            )
+            if len(timers):
+                self.lost += lib.ts_set_again(process, timers, len(timers), moved, ahead)
             lib.ts_let_go(process, signalled)
+
+
+def _process_of(thread: int) -> int:
+    try:
+        status = Path(f"/proc/{thread}/status").read_text()
+    except OSError:  # it is gone, and nobody can be made to trap
+        return thread
+    return int(status.partition("\nTgid:")[2].split()[0])
 
 
 def _timer(alarm: Alarm) -> dict[str, int]:

@@ -79,10 +79,10 @@ def main() -> None:
 )
 @click.option(
     "--tsc",
-    type=click.Choice(["patch", "off"]),
+    type=click.Choice(["patch", "trap", "off"]),
     default="patch",
     show_default=True,
-    help="Rewrite instructions that read the TSC, so that it goes on as well, or leave them alone.",
+    help="Rewrite instructions that read the TSC, so that it goes on as well; have each of them trap, also in generated code, which takes microseconds; or leave them alone.",
 )
 @click.option(
     "--tsc-skip",
@@ -114,6 +114,10 @@ def run(
         check_kernel(no_time_namespace=no_time_namespace)
     elif monotonic:
         raise Error("--monotonic cannot be used with --clocks=none, which leaves clocks alone")
+    if tsc == "trap" and clocks != "shim":
+        raise Error("--tsc=trap takes --clocks=shim: it is the shim that handles the trap")
+    if tsc == "trap" and tsc_skip:
+        raise Error("--tsc-skip is for --tsc=patch: a trap is in all code of a process")
     frequency = measure_once(runtime_dir() / "tsc.json")
     task = Task.create(name, list(command), clocks, frequency.hz, tsc, list(tsc_skip))
     report = launch.launch(
@@ -161,6 +165,7 @@ def ps(*, as_json: bool) -> None:
             row["state"] + (f" for {shlex.join(row['destination'])}" if row["destination"] else ""),
             str(len(row["pids"])),
             f"shim in {row['covered']} of {row['eligible']}"
+            + (", TSC trapped" if row["tsc"] == "trap" else "")
             if row["clocks"] == "shim"
             else row["clocks"],
             str(row["migrations"]),
@@ -268,12 +273,14 @@ def scan(targets: tuple[str, ...], *, as_json: bool) -> None:
         table.add_column(title, justify="left" if title in {"OBJECT", ""} else "right")
     for found in objects:
         rewritten = [site.rewritten for site in found.sites if site.rewritten is not None]
-        notes = [found.left_alone] if found.left_alone else []
-        if rewritten and not found.left_alone:
+        notes = [found.left_alone] if found.left_alone and not found.trapped else []
+        if found.trapped:
+            notes.append("trapped")
+        elif rewritten and not found.left_alone:
             notes.append(f"{sum(rewritten)} of {len(rewritten)} rewritten")
-        if found.outside:
+        if found.outside and not found.trapped:
             notes.append(f"{found.outside} look-alikes in no function, taken for data")
-        if found.undecoded:
+        if found.undecoded and not found.trapped:
             notes.append(f"{found.undecoded} in functions that cannot be decoded")
         table.add_row(
             found.path,

@@ -26,6 +26,8 @@ class Export:
     task_area: dict[int, bytes]
     timers: list[Timer]
     alarms: list[Alarm]
+    trapping: list[int]
+    """The threads in which reading the TSC traps."""
     threads: list[Thread]
     """The CPU time of every thread: the virtual one, that of earlier hosts included."""
     signalled: dict[int, int]

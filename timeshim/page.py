@@ -44,6 +44,7 @@ class Page:
         tsc_hz: int,
         *,
         patch_tsc: bool = False,
+        trap_tsc: bool = False,
         tsc_skip: Sequence[str] = (),
     ) -> Self:
         """Create the page of a task whose virtual clocks are, so far, the kernel's.
@@ -56,6 +57,7 @@ class Page:
             task: the task's id.
             tsc_hz: frequency of the virtual TSC, for the life of the task, in Hz.
             patch_tsc: whether the shim rewrites instructions that read the TSC.
+            trap_tsc: whether they trap instead.
             tsc_skip: the objects where it does not.
 
         Raises:
@@ -74,6 +76,7 @@ class Page:
         clocks.task = task.encode()
         clocks.tsc_hz = tsc_hz
         clocks.tsc_patch = patch_tsc
+        clocks.tsc_trap = trap_tsc
         ffi.memmove(clocks.tsc_skip, skip, len(skip))
         clocks.epoch[0].tsc_ratio = TSC_RATIO_ONE
         clocks.magic = lib.TIMESHIM_MAGIC
@@ -143,6 +146,11 @@ class Page:
     def tsc_hz(self) -> int:
         """Frequency of the virtual TSC in Hz."""
         return int(self._clocks.tsc_hz)
+
+    @property
+    def traps_tsc(self) -> bool:
+        """Whether instructions that read the TSC trap."""
+        return bool(self._clocks.tsc_trap)
 
     @property
     def tsc_rewritten(self) -> int:

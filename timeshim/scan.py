@@ -62,6 +62,8 @@ class Object:
     """Such sequences in functions that are not instructions throughout: not covered."""
     marked: int
     """Those of timeshim.h, which looks at the page itself."""
+    trapped: bool = False
+    """Whether it is a process's in which they trap, all of them."""
     sites: list[Site] = field(default_factory=list)
 
     def count(self, handled: str) -> int:
@@ -71,7 +73,7 @@ class Object:
     @property
     def uncovered(self) -> int:
         """How many sites read the hardware, as far as can be known."""
-        if self.left_alone:
+        if self.left_alone or self.trapped:
             return 0
         return self.undecoded + sum(
             site.handled == RAW or site.rewritten is False for site in self.sites
@@ -150,6 +152,7 @@ def scan_process(pid: int) -> list[Object]:
     # where each file's first page is mapped, for those that have code
     first: dict[str, int] = {}
     executable = set()
+    page = None
     for line in maps:
         span, mode, offset, _, _, *rest = line.split(maxsplit=5)
         path = rest[0] if rest else ""
@@ -158,17 +161,28 @@ def scan_process(pid: int) -> list[Object]:
                 first.setdefault(path, int(span.partition("-")[0], 16))
             if "x" in mode:
                 executable.add(path)
+            if path.endswith("/page") and int(offset, 16) == 0:
+                page = int(span.partition("-")[0], 16)
     objects = []
     with memory:
+        trapped = page is not None and _traps(memory, page)
         for name in sorted(executable & first.keys()):
             try:
                 found = scan_file(process / "root" / name.lstrip("/"), name)
             except Error:
                 continue  # replaced since, or code that is no ELF file
+            found.trapped = trapped
             for site in found.sites:
                 site.rewritten = _is_rewritten(memory, site, first[name])
             objects.append(found)
     return objects
+
+
+def _traps(memory: Any, page: int) -> bool:
+    memory.seek(page)
+    area = ffi.new("struct ts_clock_area *")
+    memory.readinto(ffi.buffer(area))
+    return bool(area.magic == lib.TIMESHIM_MAGIC and area.tsc_trap)
 
 
 def _is_rewritten(memory: Any, site: Site, base: int) -> bool | None:

@@ -412,13 +412,14 @@ class Supervisor:
         stopped = read_clocks()
         self.state = "frozen"
         frame = frame_of(self.root)
+        trapping: list[int] = []
         if self.task.clocks != "none":
             with undisturbed():
                 held = alarms.hold(
                     self.task.cgroup, self.page, frame, every=self.task.clocks != "shim"
                 )
                 if held is not None:  # they counted on until now
-                    self.alarms = held
+                    self.alarms, trapping = held
                     stopped = read_clocks()
         kernel = stopped.in_namespace(frame)
         virtual = kernel.virtual(self.page.epoch)
@@ -432,6 +433,7 @@ class Supervisor:
             task_area=self.page.task_area(),
             timers=timers.find(self.task.cgroup.pids(), self.page.epoch, frame),
             alarms=self.alarms,
+            trapping=trapping,
             threads=self._cpu_time(frame),
             signalled=self.page.signalled(),
             freeze_ns=stopped.monotonic - asked,
@@ -489,7 +491,7 @@ class Supervisor:
             pids = self.task.cgroup.pids() if self.task.cgroup.freezing else []
             if self.alarms:
                 self.task.cgroup.freeze()
-            timed = alarms.Held(self.alarms, frame_of(self.root))
+            timed = alarms.Held(self.alarms, [], frame_of(self.root))
             held = self.page.find_signalled(pids)
             self.page.publish(ffi.addressof(self.page.epoch))
             self.task.cgroup.thaw()
@@ -538,7 +540,8 @@ class Supervisor:
         frame = frame_of(self.root)
         thaw = self.task.cgroup.prepare_thaw()
         set_timers = timers.prepare(export.timers, frame)
-        timed = alarms.Held(export.alarms, frame)
+        # on the host that it was frozen on, the kernel still knows who traps
+        timed = alarms.Held(export.alarms, export.trapping if moved else [], frame)
         if moved:
             note_arrival(self.task)  # when nothing is left that could fail
         held = self.page.find_signalled(self.task.cgroup.pids())
@@ -571,6 +574,7 @@ class Supervisor:
             "advance_ns": resume.monotonic - export.virtual.monotonic,
             "waits": waits,
             "timers_lost": timed.lost,
+            "untrapped": timed.untrapped,
             "resume_ns": after - now.monotonic,
         }
 

@@ -85,7 +85,7 @@ class Task:
     attempt: str = field(default_factory=lambda: secrets.token_hex(4))
     """Tells attempts to come to this host apart."""
     tsc: str = "patch"
-    """What becomes of instructions that read the TSC: ``patch``, or ``off``, which is nothing."""
+    """What becomes of instructions that read the TSC: ``patch``, ``trap``, or ``off``: nothing."""
     tsc_skip: list[str] = field(default_factory=list)
     """The objects in which they are left as they are."""
     supervisor: int = 0
@@ -193,6 +193,7 @@ class Task:
             self.id,
             tsc_hz,
             patch_tsc=self.tsc == "patch",
+            trap_tsc=self.tsc == "trap",
             tsc_skip=self.tsc_skip,
         ).close()
         if self.capsule:

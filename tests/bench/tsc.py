@@ -1,4 +1,4 @@
-"""Print what reading the TSC costs: natively, rewritten by the shim, scaled, and by timeshim.h.
+"""Print what reading the TSC costs: natively, rewritten by the shim, scaled, trapped, and by timeshim.h.
 
     python tests/bench/tsc.py
 
@@ -35,6 +35,7 @@ VARIANTS = {
     "timeshim.h": [*SHIFTED, "tsc", "inline"],
     "timeshim.h, scaled": [*SHIFTED, "tsc", "inline", "scaled"],
     "PR_SET_TSC and a handler": ["tsc", "trapped"],
+    "shim, --tsc=trap": [*SHIFTED, "--tsc=trap", "tsc", "few"],
 }
 
 
