@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -70,6 +71,19 @@ def test_where_the_shim_is_out_of_reach_the_environment_stays_as_it_is(timeshim:
     hide = 'mount -t tmpfs none "${LD_PRELOAD%/*}"; env -i sh -c "echo \\"[\\$LD_PRELOAD]\\"" 2>&1'
     printed = timeshim("run", "--", "unshare", "-m", "sh", "-c", hide).stdout
     assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chooses process ids")
+def test_the_root_comes_first_although_process_ids_begin_again(timeshim: Timeshim) -> None:
+    name = f"again-{os.getpid()}"
+    forever = "while :; do sleep 0.05; done"
+    timeshim.output("run", "--detach", "--name", name, "--", "sh", "-c", forever)
+    deadline = time.monotonic() + 20
+    while (pids := find(name).pids())[0] == min(pids):
+        assert time.monotonic() < deadline
+        Path("/proc/sys/kernel/ns_last_pid").write_text("300")
+        time.sleep(0.06)
+    assert Path(f"/proc/{pids[0]}/comm").read_text() == "reaper\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up root")

@@ -24,7 +24,7 @@ from harness.migrate import Options, Progress, migrate
 from timeshim._native import lib
 from timeshim.control import Control
 from timeshim.page import Page
-from timeshim.tasks import find
+from timeshim.tasks import find, parent_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -45,7 +45,8 @@ MAIN = -1
 
 def threads_of(task: Task) -> list[int]:
     """Return the program's threads, the main one first, once all of them are asleep."""
-    pid = task.pids()[-1]
+    pids = task.pids()
+    (pid,) = set(pids) - {parent_of(pid) for pid in pids}
     deadline = time.monotonic() + 10
     quiet = 0
     while quiet < 5:
@@ -56,7 +57,8 @@ def threads_of(task: Task) -> list[int]:
         quiet = quiet + 1 if len(states) > 1 and set(states) == {"S"} else 0
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return sorted(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())
+    threads = (int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())
+    return sorted(threads, key=lambda thread: (thread != pid, thread))  # ids begin again
 
 
 def signal_all(threads: list[int], first: int = 0, step: int = 1) -> None:

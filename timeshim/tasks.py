@@ -69,6 +69,14 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def parent_of(pid: int) -> int | None:
+    """Return a process's parent; None if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 @dataclass
 class Task:
     """A task on this host."""
@@ -222,8 +230,13 @@ class Task:
             shutil.rmtree(self.images, ignore_errors=True)
 
     def pids(self) -> list[int]:
-        """Return its processes, oldest first, as the caller sees them; none without a capsule."""
-        return sorted(self.cgroup.pids()) if self.capsule else []
+        """Return its processes, the root first, as the caller sees them; none without a capsule.
+
+        The root is the supervisor's child. Its pid need not be the lowest: they begin again.
+        """
+        if not self.capsule:
+            return []
+        return sorted(self.cgroup.pids(), key=lambda pid: (parent_of(pid) != self.supervisor, pid))
 
     def page(self) -> Page:
         """Open its page."""
