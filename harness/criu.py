@@ -146,6 +146,7 @@ class Criu:
         options.notify_scripts = True
         options.manage_cgroups_mode = self.rpc.IGNORE  # the cgroup is ours, one per host
         options.tcp_close = True
+        options.tcp_skip_in_flight = True  # they are closed before they are accepted, that is all
         options.file_locks = True
         options.ext_unix_sk = True
 

@@ -86,7 +86,7 @@ def test_a_host_ends_with_the_cgroups_of_its_tasks(how: str) -> None:
     with network(HostSpec("c")) as net:
         (c,) = net.hosts
         c.run(f"{SCRIPTS}/timeshim", "run", "-d", "--", "sleep", "1000")
-        (name,) = c.run("sh", "-c", "cd /run/timeshim; echo *.0").stdout.split()
+        (name,) = c.run("sh", "-c", "cd /run/timeshim; echo *.0.*").stdout.split()
         cgroup = Cgroup.named(name)
         assert cgroup.populated
         if how == "its plug is pulled":

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from journey import journey
 from mutant import Mutant
 
 from timeshim.tasks import all_tasks, find
@@ -48,6 +51,36 @@ def wrong_clocks(summaries: list[dict[str, Any]], threads: list[dict[str, Any]])
             if abs(error) > slack:
                 wrong.append(f"{clock} is off by {error / MS:.3f} ms")
     return wrong
+
+
+LISTEN = """
+import socket, time
+server = socket.create_server(("", 7777))
+time.sleep(1000)
+"""
+CONNECT = """
+import socket, time
+client = socket.create_connection(("127.0.0.1", 7777))
+print("connected", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_connection_that_nobody_has_accepted_is_closed() -> None:
+    """A busy server has some at any time, and CRIU refuses them unless it is told to skip them."""
+    with journey(3) as trip:
+        trip.launch(sys.executable, "-c", LISTEN)
+        deadline = time.monotonic() + 20
+        while "7777" not in trip.here.run("ss", "-lnt").stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # it ends with its host
+        client = trip.here.popen(sys.executable, "-c", CONNECT, stdout=subprocess.PIPE)
+        assert client.stdout
+        assert client.stdout.readline() == b"connected\n"
+        trip.move()
+        assert "7777" in trip.there.run("ss", "-lnt").stdout
+        trip.terminate(trip.there)
 
 
 def spin_in_place(
