@@ -211,8 +211,11 @@ def spin_in_place(
 
 @as_root
 @pytest.mark.timeout(300)
-def test_spinning_over_sixty_migrations_in_place(timeshim: Timeshim, program: Program) -> None:
-    threads = spin_in_place(timeshim, program("tsc", INCLUDE), 60, timeshim.output)
+@pytest.mark.parametrize("times", [20, pytest.param(60, marks=pytest.mark.long)])
+def test_spinning_over_migrations_in_place(
+    timeshim: Timeshim, program: Program, times: int
+) -> None:
+    threads = spin_in_place(timeshim, program("tsc", INCLUDE), times, timeshim.output)
     print(threads)
     assert len(threads) == 3
     assert sum(thread["backward"] for thread in threads) == 0

@@ -1,6 +1,6 @@
 """Programs nobody here wrote that read the TSC themselves, moved there and back under load.
 
-TIMESHIM_HOPS says how often; each is skipped where it is not installed.
+Each is skipped where it is not installed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from journey import TIMESHIM, Journey, journey
+from travel import HOPS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-HOPS = int(os.environ.get("TIMESHIM_HOPS", "4"))
 SECOND = 10**9
 AHEAD = 95_000
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root"),
-    pytest.mark.timeout(100 + 20 * HOPS),
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
 
 
 def installed(name: str) -> str:
@@ -39,10 +36,10 @@ def hop(trip: Journey, number: int) -> None:
     trip.move(back=number % 2 == 1)
 
 
-def whole(trip: Journey) -> str:
+def whole(trip: Journey, hops: int) -> str:
     """Wait for the end of the task, and return what it printed, over all hosts."""
     here, there = trip.here, trip.there
-    deadline = time.monotonic() + 60 + 6 * HOPS
+    deadline = time.monotonic() + 60 + 6 * hops
     while any(trip.tasks(host) for host in (here, there)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -51,7 +48,8 @@ def whole(trip: Journey) -> str:
     )
 
 
-def test_fio(tmp_path: Path) -> None:
+@HOPS
+def test_fio(tmp_path: Path, hops: int) -> None:
     fio = installed("fio")
     target = tmp_path / "file"
     target.write_bytes(bytes(8 << 20))
@@ -69,11 +67,11 @@ def test_fio(tmp_path: Path) -> None:
             "--eta=never",
         )
         time.sleep(1)
-        for number in range(HOPS):
+        for number in range(hops):
             hop(trip, number)
             time.sleep(0.3)
-        trip.terminate(trip.here if HOPS % 2 == 0 else trip.there)
-        printed = whole(trip)
+        trip.terminate(trip.here if hops % 2 == 0 else trip.there)
+        printed = whole(trip, hops)
     jobs = json.loads(printed[printed.index("{") :])["jobs"]
     latencies = [job["read"]["clat_ns"] for job in jobs]
     print([(found["min"], found["mean"], found["max"]) for found in latencies])
@@ -81,18 +79,20 @@ def test_fio(tmp_path: Path) -> None:
     assert all(0 <= found["min"] <= found["max"] < SECOND for found in latencies)
 
 
-def test_stress_ng() -> None:
+@HOPS
+@pytest.mark.long
+def test_stress_ng(hops: int) -> None:
     stress = installed("stress-ng")
-    seconds = 10 + 6 * HOPS
+    seconds = 10 + 6 * hops
     with journey(AHEAD) as trip:
         # its stressor "tsc" wants an Intel processor; these read the counter as well
         stressors = ("--cpu", "1", "--vm", "1", "--vm-bytes", "16M", "--prefetch", "1")
         trip.launch(stress, *stressors, "--verify", "--timeout", f"{seconds}s", "--metrics-brief")
         time.sleep(1)
-        for number in range(HOPS):
+        for number in range(hops):
             hop(trip, number)
             time.sleep(0.3)
-        printed = whole(trip)
+        printed = whole(trip, hops)
     print(printed)
     assert "successful run completed" in printed
     assert "fail" not in printed.replace("failed: 0", "")
@@ -107,7 +107,8 @@ def fetch(trip: Journey, number: int, url: str) -> str:
     ).stdout
 
 
-def test_haproxy(tmp_path: Path) -> None:
+@HOPS
+def test_haproxy(tmp_path: Path, hops: int) -> None:
     haproxy = installed("haproxy")
     config = tmp_path / "haproxy.cfg"
     config.write_text(
@@ -120,7 +121,7 @@ def test_haproxy(tmp_path: Path) -> None:
     with journey(AHEAD) as trip:
         trip.launch(haproxy, "-db", "-f", str(config))
         time.sleep(1)
-        for number in range(HOPS):
+        for number in range(hops):
             hop(trip, number)
             for _ in range(3):
                 assert "right" in fetch(trip, number, "http://127.0.0.1:8081/")
