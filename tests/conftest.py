@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import summary
 
+from timeshim.tasks import all_tasks, find
+
 PROGRAMS = Path(__file__).parent / "programs"
 CORPUS = Path(__file__).parent / "corpus"
 PRELOAD = Path(__file__).parents[1] / "preload"
@@ -134,6 +136,14 @@ class Timeshim:
                 return False
             time.sleep(0.01)
         return True
+
+    def end(self, name: str) -> None:
+        """Send SIGTERM to a task's root, which passes it on, and wait for the end of the task."""
+        os.kill(find(name).pids()[0], signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while any(task.name == name for task in all_tasks()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """Kill all of it, and have `ps` remove what it leaves on disk."""

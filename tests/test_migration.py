@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from journey import journey
 from mutant import Mutant
-
-from timeshim.tasks import all_tasks, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,11 +89,7 @@ def spin_in_place(
         json.loads(timeshim.output("migrate", "--json", *options, SPINNER, ""))
         for _ in range(times)
     ]
-    os.kill(find(SPINNER).pids()[0], signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while any(task.name == SPINNER for task in all_tasks()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    timeshim.end(SPINNER)
     printed = timeshim.output("logs", SPINNER)
     return summaries, [json.loads(line) for line in printed.splitlines()]
 

@@ -16,7 +16,6 @@ from conftest import PRELOAD, Program, Timeshim
 from journey import direction, journey, world
 
 from timeshim.scan import scan_process
-from timeshim.tasks import all_tasks, find
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,7 +133,7 @@ def test_what_is_shown(timeshim: Timeshim, trapped: Path) -> None:
     objects = scan_process(pid)
     assert all(found.trapped and not found.uncovered for found in objects)
     assert "trapped" in timeshim.output("scan", str(pid))
-    end(row["pids"][0])
+    timeshim.end(SPINNER)
 
 
 def test_what_is_refused(timeshim: Timeshim) -> None:
@@ -143,14 +142,6 @@ def test_what_is_refused(timeshim: Timeshim) -> None:
         assert done.returncode == 1
         assert done.stderr.startswith("timeshim: --tsc")
         assert done.stderr.count("\n") == 1
-
-
-def end(pid: int) -> None:
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while any(task.name == SPINNER for task in all_tasks()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def check(threads: list[dict[str, Any]]) -> None:
@@ -169,7 +160,7 @@ def test_spinning_over_migrations_in_place(timeshim: Timeshim, trapped: Path) ->
     timeshim.output(*TRAPPED, "--detach", "--name", SPINNER, trapped, "spin", "3")
     for _ in range(20):
         timeshim.output("migrate", SPINNER, "")
-    end(find(SPINNER).pids()[0])
+    timeshim.end(SPINNER)
     check([*map(json.loads, timeshim.output("logs", SPINNER).splitlines())])
 
 
@@ -195,7 +186,7 @@ def test_a_scaled_counter_goes_on(timeshim: Timeshim, trapped: Path) -> None:
     for hop in range(4):
         there = "env TIMESHIM_TSC_HZ=2000000000" if hop % 2 == 0 else ""
         timeshim.output("migrate", "--scale-tsc", SPINNER, there)
-    end(find(SPINNER).pids()[0])
+    timeshim.end(SPINNER)
     check([*map(json.loads, timeshim.output("logs", SPINNER).splitlines())])
 
 
@@ -204,5 +195,5 @@ def test_who_is_without_the_trap_stays_so(timeshim: Timeshim, trapped: Path) -> 
     """As a thread is while it starts a program, which would not survive it."""
     timeshim.output(*TRAPPED, "--detach", "--name", SPINNER, trapped, "lifted")
     timeshim.output("migrate", SPINNER, "")
-    end(find(SPINNER).pids()[0])
+    timeshim.end(SPINNER)
     assert wrong(timeshim.output("logs", SPINNER)) == []

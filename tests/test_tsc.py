@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from mutant import Mutant
 
 import timeshim as package
 from timeshim.scan import HOP, MOVED, PUNNED, scan_file, scan_process
-from timeshim.tasks import all_tasks, find
+from timeshim.tasks import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,15 +99,7 @@ def test_a_process_that_runs(timeshim: Timeshim, program: Program) -> None:
         assert bool(found.uncovered) is not rewritten
         shown = timeshim.output("scan", str(pid))
         assert f"{len(found.sites) if rewritten else 0} of {len(found.sites)} rewritten" in shown
-        end(pid)
-
-
-def end(pid: int) -> None:
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while any(task.name == SPINNER for task in all_tasks()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        timeshim.end(SPINNER)
 
 
 def test_scan_refuses_what_is_no_program(timeshim: Timeshim, tmp_path: Path) -> None:
@@ -205,7 +195,7 @@ def spin_in_place(
             SPINNER,
             "env TIMESHIM_TSC_HZ=2000000000" if options and hop % 2 == 0 else "",
         )
-    end(find(SPINNER).pids()[0])
+    timeshim.end(SPINNER)
     return [json.loads(line) for line in timeshim.output("logs", SPINNER).splitlines()]
 
 

@@ -2,7 +2,7 @@
 
     python tests/bench/tsc.py
 
-The variants take turns, and the fastest batch of all rounds stands for each, as in reads.py. Between
+The variants take turns, and the fastest batch of all rounds stands for each, as in costs.py. Between
 fences is how code is measured; a bare loop is how often a counter can be read at all.
 """
 
