@@ -28,6 +28,18 @@ CORPUS = Path(__file__).parent / "corpus"
 PRELOAD = Path(__file__).parents[1] / "preload"
 CFLAGS = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SECONDS = 30.0
+LONGEST = {
+    name: rank
+    for rank, name in enumerate(
+        (
+            "test_machines.py",
+            "test_servers.py",
+            "test_surface.py",
+            "test_cpython.py",
+            "test_timed.py",
+        )
+    )
+}
 
 Program = Callable[..., Path]
 
@@ -45,7 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long tests out, unless told otherwise."""
+    """Put the longest files first, and leave the long tests out, unless told otherwise.
+
+    A worker takes whole files (`--dist loadfile`): one that starts last would be waited for.
+    """
+    items.sort(key=lambda item: LONGEST.get(item.path.name, len(LONGEST)))
     if config.getoption("--long"):
         return
     long = [item for item in items if item.get_closest_marker("long")]
@@ -56,6 +72,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the tables that tests have filled."""
     terminalreporter.write(summary.render())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a worker's tables to the process that prints them."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["tables"] = summary.tables
+
+
+class Workers:
+    """What to do about pytest-xdist's worker processes, if it is in use."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:  # noqa: ARG002 - xdist's names
+        """Take a worker's tables; one that died has none."""
+        summary.merge(getattr(node, "workeroutput", {}).get("tables", {}))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the workers' ends noticed."""
+    config.pluginmanager.register(Workers())
 
 
 @pytest.fixture(scope="session")
