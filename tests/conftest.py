@@ -94,14 +94,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Workers())
 
 
+def let_others_in(directory: Path) -> None:
+    """Make a directory of pytest's, which are private, reachable for other users."""
+    for path in (directory, *directory.parents):
+        if path.stat().st_uid == os.geteuid() and "pytest-of-" in str(path):
+            path.chmod(path.stat().st_mode | 0o055)
+
+
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """Compile tests/programs/NAME.c, once a session; further arguments go to the compiler."""
     directory = tmp_path_factory.mktemp("programs")
-    # others must be able to run them too, in the tests without privileges
-    for path in (directory, *list(directory.parents)[:2]):
-        if path.stat().st_uid == os.geteuid():
-            path.chmod(0o755)
+    # in the tests without privileges others run them
+    let_others_in(directory)
     built: dict[tuple[str, ...], Path] = {}
 
     def get(name: str, *flags: str) -> Path:

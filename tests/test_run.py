@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import Program, Timeshim
+from conftest import Program, Timeshim, let_others_in
 
 from timeshim import timens
 from timeshim._native import ffi, lib
@@ -536,9 +536,7 @@ def unprivileged(timeshim: Timeshim, directory: Path) -> Timeshim:
     env["PYTHONPATH"] = f"{ROOT}:{site}"
     user = Timeshim()
     user.mark, user.env = timeshim.mark, env
-    for path in (directory, *directory.parents):
-        if path.stat().st_uid == 0 and path.is_relative_to("/tmp/pytest-of-root"):
-            path.chmod(path.stat().st_mode | 0o711)
+    let_others_in(directory)
     os.chown(directory, NOBODY, NOBODY)
     directory.chmod(0o700)
     # This interpreter may lie where only root may go; the system's can run the same files.

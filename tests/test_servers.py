@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import summary
-from conftest import PROGRAMS, compile_c
+from conftest import PROGRAMS, compile_c, let_others_in
 from journey import Journey, journey
 from timed import Hop, judge
 from travel import AHEAD, HOPS, PAGE_ONLY, SHIFTED, blackouts, ends, there_and_back, world
@@ -336,9 +336,7 @@ class Postgres:
             pytest.skip("postgresql is not installed: harness/setup.sh test")
         self.room = room
         user = pwd.getpwnam("postgres")
-        for path in list(room.parents)[:2]:  # the server's user must get there
-            if path.stat().st_uid == os.geteuid():
-                path.chmod(0o755)
+        let_others_in(room)
         os.chown(room, user.pw_uid, user.pw_gid)
         db = room / "db"
         initdb = ("initdb", "-D", str(db), "-U", "postgres", "-A", "trust", "--no-sync")

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU restores into namespaces as root")
 
-SPAN_MS = 8000  # on a busy machine much of it passes before the task is frozen
+SPAN_MS = (
+    9900  # on a busy machine much of it passes before the task is frozen; ualarm(3) allows no more
+)
 # (and ualarm() takes less than a second)
 RINGS = 10  # of a timer with an interval
 TIMERS = 26

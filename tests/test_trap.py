@@ -126,7 +126,8 @@ def test_java_checks_for_null_by_sigsegv(timeshim: Timeshim, tmp_path: Path) -> 
 
 def test_what_is_shown(timeshim: Timeshim, trapped: Path) -> None:
     timeshim.output(*TRAPPED, "--detach", "--name", SPINNER, trapped, "spin", "1")
-    row = json.loads(timeshim.output("ps", "--json"))[0]
+    rows = json.loads(timeshim.output("ps", "--json"))
+    (row,) = [row for row in rows if row["name"] == SPINNER]
     assert row["tsc"] == "trap"
     assert "TSC trapped" in timeshim.output("ps")
     pid = row["pids"][-1]

@@ -17,7 +17,6 @@ from mutant import Mutant
 
 import timeshim as package
 from timeshim.scan import HOP, MOVED, PUNNED, scan_file, scan_process
-from timeshim.tasks import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,12 +87,10 @@ def test_a_process_that_runs(timeshim: Timeshim, program: Program) -> None:
     tsc = program("tsc", INCLUDE)
     for options, rewritten in (((), True), (("--tsc=off",), False)):
         timeshim.output("run", "--detach", "--name", SPINNER, *options, tsc, "spin", "1")
-        task = find(SPINNER)
-        pid = (
-            task.pids()[-1]
-            if task.capsule
-            else json.loads(timeshim.output("ps", "--json"))[0]["pids"][-1]
-        )
+        (row,) = [
+            row for row in json.loads(timeshim.output("ps", "--json")) if row["name"] == SPINNER
+        ]
+        pid = row["pids"][-1]
         found = {thing.path: thing for thing in scan_process(pid)}[str(tsc)]
         assert {site.rewritten for site in found.sites} == {rewritten}
         assert bool(found.uncovered) is not rewritten

@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
 from timeshim.errors import Error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 ANSWER_SECONDS = 60.0
+ADDRESS_BYTES = 107  # unix(7): sun_path, without its null byte
+
+
+@contextlib.contextmanager
+def address(path: Path) -> Iterator[str]:
+    """Give an address for a UNIX socket at a path, however long that is."""
+    if len(os.fsencode(path)) <= ADDRESS_BYTES:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 class Control:
@@ -31,7 +47,8 @@ class Control:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(ANSWER_SECONDS)
         try:
-            self._socket.connect(str(path))
+            with address(path) as reachable:
+                self._socket.connect(reachable)
         except OSError as error:
             self._socket.close()
             raise Error(f"the task's supervisor does not answer: {error.strerror}") from None

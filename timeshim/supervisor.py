@@ -35,6 +35,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from timeshim import alarms, clocks, cputime, timens, timers
 from timeshim._native import ffi, lib
 from timeshim.clocks import NSEC, Clocks, Offsets, frame_of, read_clocks
+from timeshim.control import address
 from timeshim.errors import Error
 from timeshim.export import Export
 from timeshim.page import TSC_RATIO_ONE
@@ -281,7 +282,8 @@ class Supervisor:
             self.relays.append(thread)
 
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(self.task.control))
+        with address(self.task.control) as reachable:
+            listener.bind(reachable)
         listener.listen()
         self.selector.register(listener, selectors.EVENT_READ, self._accept)
         self.selector.register(wake, selectors.EVENT_READ, lambda fd: os.read(fd, 512))
